@@ -1,0 +1,45 @@
+# The commands of the README. Each sets up what it needs: nothing but Python 3.11 or 3.12, git and make must be there.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+
+HOST ?= 127.0.0.1
+PORT ?= 8000
+API_KEY ?=
+CONFIG ?=
+PYTHON ?=
+export PYTHON
+
+ENGINE_LOCK := $(shell nvidia-smi >/dev/null 2>&1 && echo requirements/cuda.lock || echo requirements/cpu.lock)
+SERVING = SERVING_API_KEY='$(API_KEY)' SERVING_CONFIG='$(CONFIG)' exec .venv/bin/python -m serving
+
+.PHONY: help serve test check format clean
+
+help: ## list the commands
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
+
+serve: .venv/serve.stamp ## start the server (HOST, PORT, API_KEY, CONFIG)
+	@$(SERVING) serve --host '$(HOST)' --port '$(PORT)'
+
+test: .venv/test.stamp ## run all tests, with a real engine on this machine
+	.venv/bin/python -m pytest
+
+check: .venv/test.stamp ## ruff, mypy, import-linter
+	.venv/bin/ruff check
+	.venv/bin/ruff format --check
+	.venv/bin/mypy
+	.venv/bin/lint-imports
+
+format: .venv/test.stamp ## let ruff format the code
+	.venv/bin/ruff check --fix
+	.venv/bin/ruff format
+
+clean: ## remove what make installed
+	rm -rf .venv
+
+.venv/serve.stamp: $(ENGINE_LOCK) pyproject.toml
+	@deploy/setup.sh $(ENGINE_LOCK)
+	@touch $@
+
+.venv/test.stamp: .venv/serve.stamp requirements/test.lock
+	@deploy/setup.sh $(ENGINE_LOCK) requirements/test.lock
+	@touch $@

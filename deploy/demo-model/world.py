@@ -1,0 +1,105 @@
+"""Draws the cast and the setting of one document: who, where, what, in which genre.
+
+Almost half of the names are invented from syllables, so that a model can only get them right by copying.
+"""
+
+import random
+from dataclasses import dataclass
+
+from grammar import Grammar
+
+GENRES = (
+    "fairy sea space detective magic kitchen ghost town desert robot forest kingdom".split()
+)  # one prefix per genre in data/world.txt
+GENRE_LISTS = ("thing", "creature", "ride", "danger")
+EVENT_LISTS = ("item", "adj", "animal", "spot", "color", "number", "food", "drink", "skill")
+PERSON_LISTS = ("look", "like", "fear", "wish")
+MOODS = ("warm", "dark", "funny", "poetic", "calm", "tense")
+SHE_ONLY = frozenset({"queen", "princess", "goose girl", "headmistress", "witch", "princess's maid"})
+HE_ONLY = frozenset({"king", "prince", "kitchen boy"})
+PRONOUNS = {
+    "he": {"he": "he", "him": "him", "his": "his"},
+    "she": {"he": "she", "him": "her", "his": "her"},
+}
+INVENTED_NAMES = 0.45
+TITLED_NAMES = 0.06
+
+
+@dataclass(frozen=True)
+class Person:
+    """One member of the cast. `facts` holds job, trait, look and the like, as templates name them."""
+
+    name: str
+    gender: str
+    facts: dict[str, str]
+
+    def slots(self, key: str) -> dict[str, str]:
+        values = self.facts | PRONOUNS[self.gender]
+        return {key: self.name} | {f"{key}.{fact}": value for fact, value in values.items()}
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Where a document plays: its genre and the slot values that stay the same from beginning to end."""
+
+    genre: str
+    slots: dict[str, str]
+
+
+def invented_name(rng: random.Random, grammar: Grammar) -> str:
+    middle = grammar.pick(rng, "syl.first") if rng.random() < 0.25 else ""
+    return (grammar.pick(rng, "syl.first") + middle + grammar.pick(rng, "syl.last")).capitalize()
+
+
+def draw_name(rng: random.Random, grammar: Grammar, gender: str) -> str:
+    if rng.random() < INVENTED_NAMES:
+        name = invented_name(rng, grammar)
+    else:
+        name = grammar.pick(rng, f"name.{gender}")
+    if rng.random() < TITLED_NAMES:
+        title = grammar.pick(rng, f"title.{gender}")
+        name = f"{title} {name}"
+    return name
+
+
+def draw_person(rng: random.Random, grammar: Grammar, genre: str) -> Person:
+    gender = rng.choice(("he", "she"))
+    jobs = grammar.rules[f"{genre}.job" if rng.random() < 0.8 else f"{rng.choice(GENRES)}.job"]
+    job = rng.choice([job for job in jobs if job not in (SHE_ONLY if gender == "he" else HE_ONLY)])
+    trait, trait2 = rng.sample(grammar.rules["trait"], 2)
+    facts = {"job": job, "trait": trait, "trait2": trait2}
+    facts |= {fact: grammar.pick(rng, fact) for fact in PERSON_LISTS}
+    facts["wish"] = facts["wish"].replace("{his|her}", PRONOUNS[gender]["his"])
+    return Person(draw_name(rng, grammar, gender), gender, facts)
+
+
+def draw_cast(rng: random.Random, grammar: Grammar, genre: str, count: int) -> list[Person]:
+    cast: dict[str, Person] = {}
+    while len(cast) < count:
+        person = draw_person(rng, grammar, genre)
+        cast[person.name] = person
+    return list(cast.values())
+
+
+def draw_event_slots(rng: random.Random, grammar: Grammar) -> dict[str, str]:
+    """Things of the moment, drawn anew for every event and every exchange."""
+    slots = {name: grammar.pick(rng, name) for name in EVENT_LISTS}
+    slots["x"] = f"{slots['adj']} {slots['item']}"
+    slots["nick"] = invented_name(rng, grammar)
+    slots["when"] = grammar.pick(rng, "when")
+    return slots
+
+
+def draw_setting(rng: random.Random, grammar: Grammar) -> Setting:
+    genre = rng.choice(GENRES)
+    slots = draw_event_slots(rng, grammar)
+    slots["place"], slots["spot"] = rng.sample(grammar.rules[f"{genre}.place"], 2)
+    for name in GENRE_LISTS:
+        slots[name] = grammar.pick(rng, f"{genre}.{name}")
+    slots["thing"] = slots["thing"] if rng.random() < 0.7 else slots["x"]
+    slots["town"] = grammar.pick(rng, "town")
+    slots["abstract"] = grammar.pick(rng, "abstract")
+    slots["mood"] = rng.choice(MOODS)
+    slots["<mood"] = f"mood.{slots['mood']}"
+    slots["<place_air"] = f"{genre}.air"
+    return Setting(genre, slots)

@@ -1,0 +1,198 @@
+"""The composition root: Settings -> services -> one ASGI app. It wires, and decides nothing.
+
+Also here: the routes that belong to no dialect (health and metrics), and the OpenAPI description, which is made from
+the same wire models that decode and encode.
+"""
+
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from fastapi import FastAPI, Request, Response
+from fastapi.responses import JSONResponse, PlainTextResponse
+from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
+
+from serving import __version__, telemetry
+from serving.accounts.keys import DEMO_ACCOUNT, KeyFile, demo_key, load_pepper
+from serving.admission import Admission
+from serving.dialects.base import Dialect, Endpoint, Listing, ModelInfo
+from serving.dialects.dreamgen.translate import DreamGen
+from serving.dialects.http import Exchange, Http, error_headers, listing_response
+from serving.dialects.openai.dialect import OpenAI
+from serving.engine.registry import EngineRegistry, Loader, State, local
+from serving.errors import MethodNotAllowed, NotFound
+from serving.ledger.memory import MemoryLedger
+from serving.openapi import Description
+from serving.pipeline import Pipeline, ServedModel
+from serving.prompting.prepare import Prompting
+from serving.settings import Settings
+
+DIALECTS: tuple[Dialect, ...] = (DreamGen(), OpenAI())
+
+
+@dataclass(frozen=True)
+class Service:
+    """The running parts that others than requests must reach: the process that drains, the tests that look."""
+
+    app: FastAPI
+    engines: EngineRegistry
+    admission: Admission
+    ledger: MemoryLedger
+    keys: KeyFile
+    demo_key: str | None
+
+
+def build(settings: Settings, loaders: Mapping[str, Loader] | None = None) -> Service:
+    """The service; `loaders` by model id replace the local engines."""
+    pepper = load_pepper(settings.data_dir, settings.key_pepper)
+    keys = KeyFile(settings.data_dir / "keys.json", pepper)
+    key = None
+    if settings.demo_account:
+        key = settings.api_key or demo_key(pepper)
+        keys.add_process_key(key, DEMO_ACCOUNT)
+    models = {
+        model.id: ServedModel(model.id, Prompting.load(model.path, model.revision, model.template), model.price)
+        for model in settings.models
+    }
+    engines = EngineRegistry(loaders or local_loaders(settings), _tell_engine_up)
+    admission = Admission(settings.max_running_choices)
+    telemetry.RUNNING.set_function(lambda: admission.running_choices)
+    ledger = MemoryLedger()
+    http = Http(
+        keys=keys,
+        models=model_infos(settings),
+        pipeline=Pipeline(models, engines, ledger, admission),
+        max_body_bytes=settings.max_body_bytes,
+        keep_alive_s=settings.keep_alive_s,
+        write_timeout_s=settings.write_timeout_s,
+    )
+    app = FastAPI(title="story-serving", version=__version__, lifespan=lifespan_of(engines))
+    mount(app, http)
+    mount_errors(app)
+    mount_operations(app, engines, admission)
+    if settings.cors_origins:
+        app.add_middleware(
+            CORSMiddleware, allow_origins=settings.cors_origins, allow_methods=["*"], allow_headers=["*"]
+        )
+    return Service(app, engines, admission, ledger, keys, key)
+
+
+def _tell_engine_up(model: str, state: State) -> None:
+    telemetry.ENGINE_UP.labels(model).set(state == "ready")
+
+
+def local_loaders(settings: Settings) -> dict[str, Loader]:
+    """Each configured model as a vLLM engine in this process."""
+    return {model.id: local(model.path, revision=model.revision, engine=model.engine) for model in settings.models}
+
+
+def model_infos(settings: Settings) -> tuple[ModelInfo, ...]:
+    """The models as dialects list them: the default one first."""
+    now = int(time.time())
+    infos = [ModelInfo(model.id, now, model.price) for model in settings.models]
+    return tuple(sorted(infos, key=lambda info: info.id != settings.default_model))
+
+
+def lifespan_of(engines: EngineRegistry) -> Callable[[FastAPI], Any]:
+    """Engines load in the background, so that health is answered meanwhile, and are always shut down."""
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        engines.start()
+        try:
+            yield
+        finally:
+            await engines.shutdown()
+
+    return lifespan
+
+
+def mount(app: FastAPI, http: Http) -> None:
+    """The routes of all dialects, with their description."""
+    description = Description(DIALECTS)
+    for dialect in DIALECTS:
+        for prefix in dialect.prefixes:
+            for endpoint in dialect.endpoints:
+                _add(
+                    app, prefix, dialect, endpoint, ("POST",), description, partial(_generate, http, dialect, endpoint)
+                )
+            for listing in dialect.listings:
+                _add(
+                    app, prefix, dialect, listing, listing.methods, description, partial(_list, http, dialect, listing)
+                )
+    app.openapi = partial(description.complete, app)  # type: ignore[method-assign]  # FastAPI's documented hook
+
+
+def _add(
+    app: FastAPI,
+    prefix: str,
+    dialect: Dialect,
+    endpoint: Endpoint[Any] | Listing,
+    methods: tuple[str, ...],
+    description: Description,
+    handle: Callable[[Request], Awaitable[Response]],
+) -> None:
+    async def route(request: Request) -> Response:
+        return await handle(request)
+
+    for method in methods:
+        app.add_api_route(
+            prefix + endpoint.path,
+            route,
+            methods=[method],
+            name=f"{method.lower()} {prefix}{endpoint.path}",
+            summary=endpoint.summary,
+            tags=[dialect.name],
+            response_class=Response,
+            openapi_extra=description.operation(dialect, endpoint),
+        )
+
+
+async def _generate(http: Http, dialect: Dialect, endpoint: Endpoint[Any], request: Request) -> Response:
+    return Exchange(http, dialect, endpoint, request)
+
+
+async def _list(http: Http, dialect: Dialect, listing: Listing, request: Request) -> Response:
+    return listing_response(http, dialect, listing, request)
+
+
+def mount_errors(app: FastAPI) -> None:
+    """An address that does not exist is answered in the shape of the dialect it lies under."""
+
+    async def handle(request: Request, error: Exception) -> Response:
+        status = error.status_code if isinstance(error, HTTPException) else 500
+        path = request.url.path
+        known = MethodNotAllowed if status == 405 else NotFound
+        told = known(f"There is no {request.method} {path} here." if status == 405 else f"There is no {path} here.")
+        for dialect in DIALECTS:
+            if any(path.startswith(prefix + "/") for prefix in dialect.prefixes):
+                code, body = dialect.render_error(told)
+                return Response(body, code, error_headers(told))
+        return JSONResponse({"detail": told.message}, told.status)
+
+    app.add_exception_handler(HTTPException, handle)
+
+
+def mount_operations(app: FastAPI, engines: EngineRegistry, admission: Admission) -> None:
+    """Health and metrics: for supervisors and Prometheus, without a key."""
+
+    @app.get("/health/live", tags=["operations"])
+    async def live() -> dict[str, str]:
+        """The process answers. It depends on no engine and no store."""
+        return {"status": "live"}
+
+    @app.get("/health/ready", tags=["operations"], responses={503: {"description": "Loading, draining or dead"}})
+    async def ready() -> Response:
+        """All models are loaded, no engine is dead, and the process is not draining."""
+        states = {model: engines.state(model) for model in engines.models}
+        status = "draining" if admission.draining else "ready" if engines.ready else "not ready"
+        return JSONResponse({"status": status, "models": states}, 200 if status == "ready" else 503)
+
+    @app.get("/metrics", tags=["operations"], response_class=PlainTextResponse)
+    async def metrics() -> Response:
+        """Prometheus series: the engine's own and ours."""
+        return Response(telemetry.exposition(), media_type=telemetry.MEDIA_TYPE)

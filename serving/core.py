@@ -1,0 +1,309 @@
+"""The nouns of the service: what is asked, what is prepared, what the engine says, who pays.
+
+Frozen dataclasses of plain data, standard library only. Nothing here knows a wire protocol, an engine or a store.
+Defaults of a generation live here and nowhere else. Money is an `int` of microcredits; units stand in the names.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal, TypeAlias
+
+Role: TypeAlias = str
+"""`system`, `user` (an instruction out of character), `assistant` or `text` (prose): data, not an enumeration."""
+
+FinishReason: TypeAlias = Literal["stop", "length"]
+
+
+# ---- what is asked ---------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One turn and who speaks. `names` without entries on a `text` turn is the narrator."""
+
+    role: Role
+    content: str
+    names: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Header:
+    """The header of the turn to generate. `open`: the model itself chooses the names that follow the role."""
+
+    role: Role
+    names: tuple[str, ...] = ()
+    open: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class ChatPrompt:
+    """Turns to render with the model's template. Contents are data: a special token spelled in them is plain text."""
+
+    messages: tuple[Message, ...]
+    header: Header
+
+
+@dataclass(frozen=True, slots=True)
+class RawPrompt:
+    """Text already in the model's format: special tokens spelled in it are special tokens."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class TokenPrompt:
+    """Token ids, taken as they are (a missing BOS is still added)."""
+
+    token_ids: tuple[int, ...]
+
+
+Prompt: TypeAlias = ChatPrompt | RawPrompt | TokenPrompt
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How the next token is drawn; every default changes nothing. `top_k` 0 is off."""
+
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    repetition_penalty: float = 1.0
+    seed: int | None = None
+    logit_bias: Mapping[int, float] = field(default_factory=dict)
+    min_tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Stopping:
+    """When a choice ends. With `at_message_end` it ends with the message; else it goes on until EOS or a limit.
+
+    `include_stop`: the matched stop string stays in the text. `max_tokens` None is whatever the context still holds;
+    `max_total_tokens` counts the prompt too. `ignore_eos` forbids EOS itself, never a message end.
+    """
+
+    max_tokens: int | None = None
+    max_total_tokens: int | None = None
+    stop: tuple[str, ...] = ()
+    include_stop: bool = False
+    at_message_end: bool = True
+    ignore_eos: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Dry:
+    """The DRY sampler's parameters. `range` 0 looks at the whole history; `multiplier` 0 is off."""
+
+    multiplier: float = 0.8
+    base: float = 1.75
+    allowed_length: int = 2
+    sequence_breakers: tuple[str, ...] = ("\n", ":", '"', "*")
+    range: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """What the logits rules must hold. `allowed_roles` None allows any role in a generated header."""
+
+    allowed_roles: frozenset[Role] | None = None
+    disallow_message_end: bool = False
+    minimum_message_content_tokens: int = 0
+    dry: Dry | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class JsonFormat:
+    """The answer is JSON; `schema` (a JSON Schema as JSON text) None allows any object."""
+
+    schema: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class GenerationRequest:
+    """One request, free of any dialect: `n` choices for each of `prompts`, in prompt-major order.
+
+    `logprobs` None reports none, k the chosen token and k alternatives. `echo` puts the prompt before the answer.
+    `keep_special_tokens` leaves message ends and headers in the text, as the native protocol shows them.
+    """
+
+    request_id: str
+    model: str
+    prompts: tuple[Prompt, ...]
+    n: int = 1
+    sampling: Sampling = Sampling()
+    stopping: Stopping = Stopping()
+    rules: Rules = Rules()
+    json_format: JsonFormat | None = None
+    logprobs: int | None = None
+    echo: bool = False
+    keep_special_tokens: bool = False
+
+
+# ---- what is prepared ------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class PreparedRequest:
+    """One choice, ready for an engine: token ids and resolved sampling, nothing left to decide.
+
+    `index` numbers the choice within its request; `first_of_prompt` marks the choice that pays for the prompt.
+    `stop_token_ids` end the choice and are not part of its text. `ignore_eos`: the engine's own EOS list is not used.
+    `max_tokens` 0 asks for the prompt alone (echo). `prompt_logprobs` asks for those of the prompt's tokens.
+    The rest is read behind the engine: `open_header` (the model writes the rest of its own header first),
+    `keep_special_tokens`, and `echo_text`, told before the first token.
+    """
+
+    request_id: str
+    index: int
+    token_ids: tuple[int, ...]
+    sampling: Sampling
+    max_tokens: int
+    stop: tuple[str, ...] = ()
+    include_stop: bool = False
+    stop_token_ids: tuple[int, ...] = ()
+    ignore_eos: bool = False
+    json_format: JsonFormat | None = None
+    logprobs: int | None = None
+    prompt_logprobs: bool = False
+    first_of_prompt: bool = True
+    open_header: bool = False
+    keep_special_tokens: bool = False
+    echo_text: str | None = None
+
+
+# ---- what the engine says --------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Token counts from the engine's own token ids. `cached_tokens` is the part of the prompt it need not compute."""
+
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    completion_tokens: int = 0
+
+    @property
+    def total_tokens(self) -> int:
+        return self.prompt_tokens + self.completion_tokens
+
+    def __add__(self, other: "Usage") -> "Usage":
+        return Usage(
+            self.prompt_tokens + other.prompt_tokens,
+            self.cached_tokens + other.cached_tokens,
+            self.completion_tokens + other.completion_tokens,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLogprob:
+    """A token, its natural-log probability (raw, before sampling settings) and the likeliest alternatives, best first.
+
+    `logprob` None: the first token of a prompt has no probability.
+    """
+
+    token_id: int
+    text: str
+    logprob: float | None
+    top: tuple["TokenLogprob", ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Started:
+    """The engine has taken the choice and computed its prompt."""
+
+    index: int
+    prompt_tokens: int
+    cached_tokens: int = 0
+    prompt_logprobs: tuple[TokenLogprob, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Delta:
+    """More of a choice. `text` may be empty while `token_ids` are not (a character split over tokens), and the reverse.
+
+    `names` is set once per choice, when the model has written its own header: who it says is speaking.
+    """
+
+    index: int
+    text: str
+    token_ids: tuple[int, ...]
+    logprobs: tuple[TokenLogprob, ...] = ()
+    names: tuple[str, ...] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """The choice is complete. `usage` is its own; `stop` is the stop string that matched, if one did."""
+
+    index: int
+    reason: FinishReason
+    usage: Usage
+    stop: str | None = None
+
+
+Event: TypeAlias = Started | Delta | Finished
+
+
+# ---- who pays --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Limits of an account. `models` None is every model; `max_output_tokens` None is the model's own limit."""
+
+    id: str = "unlimited"
+    models: frozenset[str] | None = None
+    max_output_tokens: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """Who is authenticated. `key_id` names the key in logs and listings; it is not the key."""
+
+    account: str
+    key_id: str
+    plan: Plan = Plan()
+
+    def may_use(self, model: str) -> bool:
+        return self.plan.models is None or model in self.plan.models
+
+
+@dataclass(frozen=True, slots=True)
+class Price:
+    """Microcredits for 1,000 tokens of each kind. Rounding happens once, on the whole, up."""
+
+    input_per_1k: int = 0
+    cached_per_1k: int = 0
+    output_per_1k: int = 0
+
+    def cost(self, usage: Usage) -> int:
+        """Microcredits for `usage`."""
+        fresh = usage.prompt_tokens - usage.cached_tokens
+        thousandths = (
+            fresh * self.input_per_1k
+            + usage.cached_tokens * self.cached_per_1k
+            + usage.completion_tokens * self.output_per_1k
+        )
+        return -(-thousandths // 1000)
+
+
+@dataclass(frozen=True, slots=True)
+class Hold:
+    """Credit reserved before work. `amount` is in microcredits; `usage` is the most the request may use for it."""
+
+    request_id: str
+    account: str
+    amount: int
+    price: Price
+    usage: Usage
+
+
+@dataclass(frozen=True, slots=True)
+class Receipt:
+    """What was charged in the end, in microcredits."""
+
+    request_id: str
+    usage: Usage
+    cost: int

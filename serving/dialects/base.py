@@ -1,0 +1,193 @@
+"""What a dialect is to the rest: endpoints that generate, and the way it tells answers and errors.
+
+It holds no HTTP and no wire format. `Answer` is the fold of a generation's events; law 1: every whole answer of every
+dialect is made from it, so a stream and a whole answer cannot disagree.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Generic, Protocol, TypeVar
+
+import msgspec
+
+from serving.core import (
+    Caller,
+    Delta,
+    Event,
+    Finished,
+    FinishReason,
+    GenerationRequest,
+    Price,
+    Receipt,
+    Started,
+    TokenLogprob,
+    Usage,
+)
+from serving.errors import ServingError, UnknownModel
+from serving.prompting.roles import split_model
+
+
+@dataclass(frozen=True, slots=True)
+class ModelInfo:
+    """What a dialect may know of a served model. `created` is a Unix time in seconds."""
+
+    id: str
+    created: int
+    price: Price
+
+
+@dataclass(frozen=True, slots=True)
+class Catalog:
+    """The models that one caller may use, the default one first."""
+
+    models: tuple[ModelInfo, ...]
+
+    @classmethod
+    def of(cls, models: tuple[ModelInfo, ...], caller: Caller) -> "Catalog":
+        return cls(tuple(model for model in models if caller.may_use(model.id)))
+
+    def resolve(self, name: str | None, *, param: str = "model") -> tuple[ModelInfo, str | None]:
+        """The model that `name` means, and the suffix behind its id. Missing or empty means the default model.
+
+        Raises UnknownModel.
+        """
+        if not name and self.models:
+            return self.models[0], None
+        by_id = {model.id: model for model in self.models}
+        try:
+            model_id, suffix = split_model(name or "", by_id)
+        except UnknownModel:
+            known = ", ".join(by_id) or "none"
+            message = f"There is no such model for this key. Models it may use: {known}."
+            raise UnknownModel(message, param=param) from None
+        return by_id[model_id], suffix
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    """What a translation needs beside the wire request. `now` is a Unix time in seconds."""
+
+    request_id: str
+    now: int
+    catalog: Catalog
+
+
+@dataclass(slots=True)
+class ChoiceAnswer:
+    """One choice, folded from its events."""
+
+    text: str = ""
+    names: tuple[str, ...] | None = None
+    logprobs: list[TokenLogprob] = field(default_factory=list)
+    finish_reason: FinishReason | None = None
+
+
+@dataclass(slots=True)
+class Answer:
+    """A generation, folded from its events. `usage` and `cost` (microcredits) are those of the receipt."""
+
+    choices: dict[int, ChoiceAnswer] = field(default_factory=dict)
+    usage: Usage = field(default=Usage())
+    cost: int = 0
+
+    def add(self, event: Event | Receipt) -> None:
+        if isinstance(event, Delta):
+            choice = self.choices[event.index]
+            choice.text += event.text
+            choice.logprobs.extend(event.logprobs)
+            if event.names is not None:
+                choice.names = event.names
+        elif isinstance(event, Started):
+            self.choices[event.index] = ChoiceAnswer()
+        elif isinstance(event, Finished):
+            self.choices[event.index].finish_reason = event.reason
+        else:
+            self.usage, self.cost = event.usage, event.cost
+
+    def in_order(self) -> list[tuple[int, ChoiceAnswer]]:
+        return sorted(self.choices.items())
+
+
+class Teller(Protocol):
+    """How one answer is told. Every method returns bytes for the wire; empty bytes say nothing."""
+
+    @property
+    def streamed(self) -> bool:
+        """Whether events are told as they come, or folded into one body."""
+        ...
+
+    @property
+    def media_type(self) -> str: ...
+
+    def tell(self, event: Event | Receipt) -> bytes:
+        """A part of the stream. The Receipt is the last event, and its part ends the stream."""
+        ...
+
+    def keep_alive(self) -> bytes:
+        """Something that changes nothing, for a stream that was silent for long."""
+        ...
+
+    def fail(self, error: ServingError) -> bytes:
+        """The end of a stream that had begun and failed."""
+        ...
+
+    def whole(self, answer: Answer) -> bytes:
+        """The body of an answer that is not streamed."""
+        ...
+
+
+W = TypeVar("W", bound=msgspec.Struct)
+
+
+@dataclass(frozen=True)
+class Endpoint(Generic[W]):
+    """One generating endpoint: what is sent, what it means, how its answer is told. `name` labels it in metrics.
+
+    `answer` is the schema of a whole answer, whose media types are listed, and those of streams.
+    """
+
+    name: str
+    path: str
+    summary: str
+    wire: type[W]
+    answer: type[msgspec.Struct]
+    whole_media_types: tuple[str, ...]
+    stream_media_types: tuple[str, ...]
+    to_core: Callable[[W, Context], GenerationRequest]
+    teller: Callable[[W, GenerationRequest, Context], Teller]
+
+
+@dataclass(frozen=True)
+class Listing:
+    """One endpoint that reads what is configured: no body, no generation. `answer` is its schema."""
+
+    name: str
+    path: str
+    summary: str
+    methods: tuple[str, ...]
+    answer: type[msgspec.Struct]
+    tell: Callable[[Catalog, Mapping[str, Any]], bytes]
+    whole_media_types: tuple[str, ...] = ("application/json",)
+
+
+class Dialect(Protocol):
+    """One wire protocol. `prefixes`: where its paths are mounted."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def prefixes(self) -> tuple[str, ...]: ...
+
+    @property
+    def endpoints(self) -> tuple[Endpoint[Any], ...]: ...
+
+    @property
+    def listings(self) -> tuple[Listing, ...]: ...
+
+    @property
+    def error_schema(self) -> type[msgspec.Struct]: ...
+
+    def render_error(self, error: ServingError) -> tuple[int, bytes]:
+        """HTTP status and body of an error before the first byte."""
+        ...

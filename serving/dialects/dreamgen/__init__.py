@@ -1,0 +1,1 @@
+"""DreamGen's native API."""

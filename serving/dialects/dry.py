@@ -1,0 +1,112 @@
+"""The DRY sampler's many spellings -> core's `Dry`. The bounds are those of docs/sampling.md.
+
+Nested (`dry: {...}`, snake or camel case) or flat (`dry_*`); the nested spelling wins where both say something.
+"""
+
+import math
+from typing import Any
+
+import msgspec
+
+from serving.core import Dry
+from serving.errors import InvalidRequest
+
+_MAX_BREAKERS = 256
+_MAX_BREAKER_CHARACTERS = 256
+
+
+class DryWire(msgspec.Struct, kw_only=True):
+    """The DRY sampler. Values are checked in `read_dry`, not here: with multiplier 0 none of them is an error."""
+
+    multiplier: Any = None
+    base: Any = None
+    allowed_length: Any = None
+    allowedLength: Any = None  # the documents spell it both ways
+    sequence_breakers: Any = None
+    range: Any = None
+
+
+class FlatDryWire(msgspec.Struct, kw_only=True):
+    """The flat spelling, for wire models to inherit."""
+
+    dry_multiplier: Any = None
+    dry_base: Any = None
+    dry_allowed_length: Any = None
+    dry_sequence_breakers: Any = None
+    dry_range: Any = None
+    dry_penalty_last_n: Any = None
+
+
+def read_dry(nested: DryWire | None, flat: FlatDryWire | None, *, param: str = "dry") -> Dry | None:
+    """The sampler's parameters, or None when it is off. Raises InvalidRequest naming the field as it was spelled."""
+    nested, flat = nested or DryWire(), flat or FlatDryWire()
+    default = Dry()
+    turned_on = (nested.multiplier, flat.dry_multiplier, nested.base, nested.allowed_length, nested.allowedLength)
+    if all(value is None for value in turned_on):
+        return None
+    multiplier = _number(
+        default.multiplier, 0, 1000, (f"{param}.multiplier", nested.multiplier), ("dry_multiplier", flat.dry_multiplier)
+    )
+    if multiplier == 0:
+        return None
+    base = _number(default.base, 1, 100, (f"{param}.base", nested.base), ("dry_base", flat.dry_base))
+    allowed = _integer(
+        default.allowed_length,
+        0,
+        (f"{param}.allowed_length", nested.allowed_length),
+        (f"{param}.allowedLength", nested.allowedLength),
+        ("dry_allowed_length", flat.dry_allowed_length),
+    )
+    last_n = _integer(
+        default.range,
+        -1,
+        (f"{param}.range", nested.range),
+        ("dry_range", flat.dry_range),
+        ("dry_penalty_last_n", flat.dry_penalty_last_n),
+    )
+    breakers = _breakers(
+        (f"{param}.sequence_breakers", nested.sequence_breakers), ("dry_sequence_breakers", flat.dry_sequence_breakers)
+    )
+    return Dry(multiplier, base, allowed, default.sequence_breakers if breakers is None else breakers, max(last_n, 0))
+
+
+def _first(*fields: tuple[str, Any]) -> tuple[str, object] | None:
+    """Name and value of the first field that was given."""
+    return next(((name, value) for name, value in fields if value is not None), None)
+
+
+def _number(default: float, low: float, high: float, *fields: tuple[str, Any]) -> float:
+    if (found := _first(*fields)) is None:
+        return default
+    name, value = found
+    if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high or math.isnan(value):
+        raise InvalidRequest(f"{name} must be a number from {low} to {high}.", param=name)
+    return float(value)
+
+
+def _integer(default: int, low: int, *fields: tuple[str, Any]) -> int:
+    if (found := _first(*fields)) is None:
+        return default
+    name, value = found
+    if isinstance(value, bool) or not isinstance(value, int) or not low <= value < 2**31:
+        raise InvalidRequest(f"{name} must be a whole number from {low} to {2**31 - 1}.", param=name)
+    return value
+
+
+def _breakers(*fields: tuple[str, Any]) -> tuple[str, ...] | None:
+    """A list of strings, or a string that holds one: as JSON, else separated by commas."""
+    if (found := _first(*fields)) is None:
+        return None
+    name, value = found
+    if isinstance(value, str):
+        try:
+            value = msgspec.json.decode(value)
+        except (msgspec.DecodeError, RecursionError):
+            value = value.split(",")
+    if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
+        raise InvalidRequest(f"{name} must be a list of strings, or a string that holds one.", param=name)
+    breakers = tuple(item for item in value if item)
+    if len(breakers) > _MAX_BREAKERS or any(len(item) > _MAX_BREAKER_CHARACTERS for item in breakers):
+        limit = f"{_MAX_BREAKERS} strings of at most {_MAX_BREAKER_CHARACTERS} characters"
+        raise InvalidRequest(f"{name} may hold at most {limit}.", param=name)
+    return breakers

@@ -1,0 +1,60 @@
+"""The bounds of wire fields, declared once for all dialects. A value outside is a 400 that names the field.
+
+The bounds protect the engine (law 10): what lies inside was fuzzed against it. Counts and lengths bound what a request
+costs the event loop: vLLM checks every stop string on every token, and compiles a schema before the first.
+"""
+
+from typing import Annotated, Any
+
+import msgspec
+from msgspec import Meta
+
+Temperature = Annotated[float, Meta(ge=0, le=100, description="0 takes the likeliest token.")]
+TopP = Annotated[float, Meta(gt=0, le=1, description="1 is off.")]
+TopK = Annotated[int, Meta(ge=-1, le=1_000_000, description="0 and -1 are off.")]
+MinP = Annotated[float, Meta(ge=0, le=1, description="0 is off.")]
+Penalty = Annotated[float, Meta(ge=-2, le=2, description="0 is off; counts output tokens only.")]
+RepetitionPenalty = Annotated[float, Meta(gt=0, le=100, description="1 is off; counts prompt and output tokens.")]
+Seed = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
+MaxTokens = Annotated[int, Meta(ge=1, le=2**31 - 1)]
+TokenCount = Annotated[int, Meta(ge=0, le=2**31 - 1)]
+TopLogprobs = Annotated[int, Meta(ge=0, le=20, description="Alternatives to report with each token, raw.")]
+Choices = Annotated[int, Meta(ge=1, le=64)]
+Bias = Annotated[float, Meta(ge=-100, le=100)]
+BiasedToken = Annotated[int, Meta(ge=0, le=2**31 - 1)]
+LogitBias = Annotated[dict[BiasedToken, Bias], Meta(max_length=1024)]
+StopString = Annotated[str, Meta(max_length=1024)]
+StopStrings = Annotated[list[StopString], Meta(max_length=256)]
+Name = Annotated[str, Meta(max_length=1024)]
+RoleNames = Annotated[list[Annotated[str, Meta(max_length=64)]], Meta(max_length=16)]
+
+MAX_MESSAGES = 4096
+MAX_PROMPTS = 128
+MAX_SCHEMA_BYTES = 32 * 1024
+
+
+class AssistantRoleWire(msgspec.Struct, kw_only=True):
+    """How the answering turn is written."""
+
+    role: str
+    name: Name | None = None
+    open: bool | None = None
+
+
+class UserRoleWire(msgspec.Struct, kw_only=True):
+    """How turns of the role `user` are written."""
+
+    role: str
+    name: Name | None = None
+
+
+class RoleConfigWire(msgspec.Struct, kw_only=True):
+    """How the roles of a chat become the model's."""
+
+    assistant: AssistantRoleWire | None = None
+    user: UserRoleWire | None = None
+
+
+def given(**values: object) -> dict[str, Any]:
+    """Those that are not None: what was not sent takes core's default."""
+    return {name: value for name, value in values.items() if value is not None}

@@ -1,0 +1,202 @@
+"""The one endpoint body: every generating endpoint of every dialect is `Exchange`.
+
+    headers -> caller; body -> wire -> core; events -> frames or one body; errors -> the dialect's shape
+
+It is the only place that catches. The response starts with the first part of the answer, so an error before it has
+its status, or with a keep-alive when that part is long in coming. A client that goes away, or stops reading, ends the
+generation. It knows no dialect's wire format.
+"""
+
+import asyncio
+import logging
+import math
+import time
+from contextlib import aclosing
+from dataclasses import dataclass, field
+from typing import Any
+from uuid import uuid4
+
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from serving import telemetry
+from serving.accounts.keys import KeyFile
+from serving.core import Caller
+from serving.dialects.base import Answer, Catalog, Context, Dialect, Endpoint, Listing, ModelInfo, Teller
+from serving.dialects.body import ClientGone, decode, read_body
+from serving.errors import EngineFailed, PayloadTooLarge, ServingError, Unauthenticated
+from serving.pipeline import Pipeline
+
+log = logging.getLogger(__name__)
+
+_STREAM_HEADERS = {"cache-control": "no-cache", "x-accel-buffering": "no"}
+"""Neither caches nor a buffering reverse proxy may hold a stream back."""
+
+
+@dataclass(frozen=True)
+class Http:
+    """What the endpoint body needs of the application. Times are in seconds."""
+
+    keys: KeyFile
+    models: tuple[ModelInfo, ...]
+    pipeline: Pipeline
+    max_body_bytes: int
+    keep_alive_s: float
+    write_timeout_s: float
+
+    def authenticate(self, request: Request) -> Caller:
+        return self.keys.authenticate(request.headers.get("authorization"))
+
+
+@dataclass
+class Reply:
+    """The response as far as it was sent."""
+
+    send: Send
+    headers: dict[str, str] = field(default_factory=dict)
+    status: int | None = None
+    _writing: int = 0
+    _changed_at: float = field(default_factory=time.monotonic)
+
+    async def write(self, part: bytes, *, status: int = 200, more: bool = True) -> None:
+        """Send a part of the body, and the head before the first. Waits while the client does not read."""
+        self._changed_at = time.monotonic()
+        self._writing += 1
+        if self.status is None:
+            self.status = status
+            headers = [(name.encode(), value.encode()) for name, value in self.headers.items()]
+            await self.send({"type": "http.response.start", "status": status, "headers": headers})
+        await self.send({"type": "http.response.body", "body": part, "more_body": more})
+        self._writing -= 1
+
+    def stalled_s(self) -> float:
+        """For how long the client has not taken what is being written; 0 when nothing is."""
+        return time.monotonic() - self._changed_at if self._writing else 0
+
+    def silent_s(self) -> float:
+        """For how long nothing was written; 0 while something is."""
+        return 0 if self._writing else time.monotonic() - self._changed_at
+
+
+class Exchange(Response):
+    """One request to a generating endpoint, as an ASGI response."""
+
+    def __init__(self, http: Http, dialect: Dialect, endpoint: Endpoint[Any], request: Request) -> None:
+        self.background = None
+        self._http = http
+        self._dialect = dialect
+        self._endpoint = endpoint
+        self._request = request
+        self._id = uuid4().hex
+        self._teller: Teller | None = None
+        self._model = "unknown"
+        self._code: str | None = None
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        reply = Reply(send, {"x-request-id": self._id})
+        try:
+            await self._exchange(reply, receive)
+        finally:
+            self._record(reply)
+
+    def _record(self, reply: Reply) -> None:
+        """One request in the metrics and the log."""
+        labels = (self._dialect.name, self._endpoint.name, self._model)
+        status = str(reply.status or self._code)
+        telemetry.REQUESTS.labels(*labels, status).inc()
+        fields = {"request_id": self._id, "status": status, "code": self._code}
+        log.info("request", extra=fields | dict(zip(("dialect", "endpoint", "model"), labels, strict=True)))
+
+    async def _exchange(self, reply: Reply, receive: Receive) -> None:
+        try:
+            caller = self._http.authenticate(self._request)
+            body = await read_body(self._request.headers, receive, self._http.max_body_bytes)
+            await self._answer_while_connected(caller, body, reply, receive)
+        except ClientGone:
+            self._code = "disconnect"
+            telemetry.DISCONNECTS.labels(self._dialect.name).inc()
+        except ServingError as error:
+            await self._fail(error, reply)
+        except Exception:
+            log.exception("request %s failed", self._id)
+            await self._fail(EngineFailed("The server made a mistake. Try again."), reply)
+
+    async def _answer_while_connected(self, caller: Caller, body: bytes, reply: Reply, receive: Receive) -> None:
+        """Run the answer as a task beside the connection, which is watched, and kept alive through long silences."""
+        answer = asyncio.create_task(self._answer(caller, body, reply))
+        gone = asyncio.create_task(_until_disconnected(receive))
+        try:
+            while not answer.done():
+                silence = self._http.keep_alive_s
+                await asyncio.wait({answer, gone}, timeout=silence, return_when=asyncio.FIRST_COMPLETED)
+                if (gone.done() and not answer.done()) or reply.stalled_s() > self._http.write_timeout_s:
+                    raise ClientGone
+                if not answer.done() and self._teller and self._teller.streamed and reply.silent_s() >= silence:
+                    await reply.write(self._teller.keep_alive())
+            await answer
+        finally:
+            gone.cancel()
+            if not answer.done():
+                answer.cancel()
+                # The generation aborts the engine and settles before this request is over.
+                await asyncio.wait({answer})
+                if not answer.cancelled():
+                    answer.exception()
+
+    async def _answer(self, caller: Caller, body: bytes, reply: Reply) -> None:
+        """Body to answer, sent as it comes or whole."""
+        request = decode(self._endpoint.wire, body)
+        context = Context(self._id, int(time.time()), Catalog.of(self._http.models, caller))
+        core_request = self._endpoint.to_core(request, context)
+        self._model = core_request.model
+        self._teller = teller = self._endpoint.teller(request, core_request, context)
+        reply.headers |= {"content-type": teller.media_type} | (_STREAM_HEADERS if teller.streamed else {})
+        answer = Answer()
+        async with aclosing(self._http.pipeline.generate(caller, core_request)) as events:
+            if teller.streamed:
+                async for event in events:
+                    if part := teller.tell(event):
+                        await reply.write(part)
+            else:
+                async for event in events:
+                    answer.add(event)
+        await reply.write(b"" if teller.streamed else teller.whole(answer), more=False)
+
+    async def _fail(self, error: ServingError, reply: Reply) -> None:
+        """Tell an error: with its status while nothing was sent, else as the dialect's last words in the stream."""
+        self._code = error.code
+        if reply.status is not None:
+            await reply.write(self._teller.fail(error) if self._teller else b"", more=False)
+            return
+        reply.headers |= error_headers(error)
+        status, body = self._dialect.render_error(error)
+        await reply.write(body, status=status, more=False)
+
+
+def error_headers(error: ServingError) -> dict[str, str]:
+    """Response headers of an error before the first byte; its body is JSON in every dialect."""
+    headers = {"content-type": "application/json"}
+    if error.retry_after_s is not None:
+        headers["retry-after"] = str(math.ceil(error.retry_after_s))
+    if isinstance(error, Unauthenticated):
+        headers["www-authenticate"] = "Bearer"
+    if isinstance(error, PayloadTooLarge):
+        # The rest of the body is still coming: do not wait for it.
+        headers["connection"] = "close"
+    return headers
+
+
+async def _until_disconnected(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+def listing_response(http: Http, dialect: Dialect, listing: Listing, request: Request) -> Response:
+    """Answer a listing: the same authentication and error shape as a generation."""
+    try:
+        catalog = Catalog.of(http.models, http.authenticate(request))
+        return Response(listing.tell(catalog, request.path_params), media_type="application/json")
+    except ServingError as error:
+        status, body = dialect.render_error(error)
+        return Response(body, status, error_headers(error))

@@ -1,0 +1,1 @@
+"""The OpenAI-compatible API, with DreamGen's additions (names, role config, sampler fields)."""

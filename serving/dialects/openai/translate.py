@@ -1,0 +1,163 @@
+"""OpenAI's requests -> core. The other direction is `tell.py`.
+
+Source of the additions (names, role config, model suffixes, samplers): DreamGen's API page. An answer to a chat ends
+with its message; a text completion does too, unless `ignore_eos` lets it run on through further messages.
+"""
+
+import msgspec
+
+from serving.core import (
+    ChatPrompt,
+    GenerationRequest,
+    JsonFormat,
+    Message,
+    Prompt,
+    RawPrompt,
+    Rules,
+    Sampling,
+    Stopping,
+    TokenPrompt,
+)
+from serving.dialects import fields
+from serving.dialects.base import Context
+from serving.dialects.dry import read_dry
+from serving.dialects.openai import wire
+from serving.errors import InvalidRequest
+from serving.prompting.roles import RoleConfig, allowed_roles, resolve, to_message
+
+
+def chat_to_core(request: wire.ChatCompletionRequest, context: Context) -> GenerationRequest:
+    """A chat: turns by the role config, and one message as the answer."""
+    model, suffix = context.catalog.resolve(request.model)
+    roles = resolve(_role_config(request), suffix)
+    turns = tuple(_turn(message, roles, f"messages[{number}]") for number, message in enumerate(request.messages))
+    max_tokens = request.max_tokens if request.max_completion_tokens is None else request.max_completion_tokens
+    if request.top_logprobs and not request.logprobs:
+        raise InvalidRequest("top_logprobs needs logprobs to be true.", param="top_logprobs")
+    return GenerationRequest(
+        request_id=context.request_id,
+        model=model.id,
+        prompts=(ChatPrompt(turns, roles.header()),),
+        n=request.n or 1,
+        sampling=_sampling(request),
+        stopping=_stopping(request, max_tokens, at_message_end=True),
+        rules=_rules(request, None),
+        json_format=_json_format(request.response_format),
+        logprobs=(request.top_logprobs or 0) if request.logprobs else None,
+    )
+
+
+def text_to_core(request: wire.CompletionRequest, context: Context) -> GenerationRequest:
+    """Prompts in the model's own format. Here a model suffix only restricts the roles that may be generated."""
+    model, suffix = context.catalog.resolve(request.model)
+    runs_on = bool(request.ignore_eos)
+    prompts = _prompts(request.prompt)
+    choices = len(prompts) * (request.n or 1)
+    if choices > fields.MAX_PROMPTS:
+        message = (
+            f"{choices} choices are asked for, and at most {fields.MAX_PROMPTS} can be. Lower n or split the list."
+        )
+        raise InvalidRequest(message, param="prompt" if len(prompts) > 1 else "n")
+    return GenerationRequest(
+        request_id=context.request_id,
+        model=model.id,
+        prompts=prompts,
+        n=request.n or 1,
+        sampling=_sampling(request),
+        stopping=_stopping(request, request.max_tokens, at_message_end=not runs_on),
+        rules=_rules(request, allowed_roles(_role_config(request), suffix)),
+        json_format=_json_format(request.response_format),
+        logprobs=request.logprobs,
+        echo=bool(request.echo),
+        # Text that runs on through messages is unreadable without their ends and headers.
+        keep_special_tokens=runs_on if request.skip_special_tokens is None else not request.skip_special_tokens,
+    )
+
+
+def _prompts(prompt: str | list[str | int | list[int]]) -> tuple[Prompt, ...]:
+    if isinstance(prompt, str):
+        return (RawPrompt(prompt),)
+    if not prompt:
+        raise InvalidRequest("prompt must not be an empty list.", param="prompt")
+    if isinstance(prompt[0], int):
+        return (TokenPrompt(_ids(prompt)),)
+    if len(prompt) > fields.MAX_PROMPTS:
+        raise InvalidRequest(f"prompt may hold at most {fields.MAX_PROMPTS} prompts.", param="prompt")
+    return tuple(RawPrompt(item) if isinstance(item, str) else TokenPrompt(_ids(item)) for item in prompt)
+
+
+def _ids(prompt: object) -> tuple[int, ...]:
+    if not isinstance(prompt, list) or not all(isinstance(item, int) for item in prompt):
+        raise InvalidRequest(
+            "A list prompt holds texts, token ids, or lists of token ids: not a mixture.", param="prompt"
+        )
+    return tuple(prompt)
+
+
+def _turn(message: wire.ChatMessage, roles: RoleConfig, where: str) -> Message:
+    return to_message(message.role, message.name, _content(message, where), roles, where)
+
+
+def _content(message: wire.ChatMessage, where: str) -> str:
+    if isinstance(message.content, str):
+        return message.content
+    texts = []
+    for number, part in enumerate(message.content or ()):
+        if part.type != "text" or part.text is None:
+            raise InvalidRequest("Only parts of the type text are understood.", param=f"{where}.content[{number}].type")
+        texts.append(part.text)
+    return "".join(texts)
+
+
+def _sampling(request: wire.CommonRequest) -> Sampling:
+    return Sampling(
+        **fields.given(
+            temperature=request.temperature,
+            top_p=request.top_p,
+            top_k=None if request.top_k is None else max(request.top_k, 0),
+            min_p=request.min_p,
+            presence_penalty=request.presence_penalty,
+            frequency_penalty=request.frequency_penalty,
+            repetition_penalty=request.repetition_penalty,
+            seed=request.seed,
+            logit_bias=request.logit_bias,
+            min_tokens=request.min_tokens,
+        )
+    )
+
+
+def _stopping(request: wire.CommonRequest, max_tokens: int | None, *, at_message_end: bool) -> Stopping:
+    stop = [request.stop] if isinstance(request.stop, str) else request.stop or []
+    return Stopping(
+        max_tokens=max_tokens,
+        stop=tuple(text for text in stop if text),
+        at_message_end=at_message_end,
+        ignore_eos=bool(request.ignore_eos),
+    )
+
+
+def _rules(request: wire.CommonRequest, roles: frozenset[str] | None) -> Rules:
+    return Rules(
+        allowed_roles=roles,
+        minimum_message_content_tokens=request.minimum_message_content_tokens or 0,
+        dry=read_dry(request.dry, request),
+    )
+
+
+def _role_config(request: wire.CommonRequest) -> object:
+    return None if request.role_config is None else msgspec.to_builtins(request.role_config)
+
+
+def _json_format(wanted: wire.ResponseFormat | None) -> JsonFormat | None:
+    if wanted is None or wanted.type == "text":
+        return None
+    if wanted.type == "json_object":
+        return JsonFormat()
+    schema = wanted.json_schema.schema if wanted.json_schema else None
+    param = "response_format.json_schema.schema"
+    if schema is None:
+        raise InvalidRequest(f"{param} is required.", param=param)
+    text = msgspec.json.encode(schema)
+    if len(text) > fields.MAX_SCHEMA_BYTES:
+        raise InvalidRequest(f"{param} is larger than {fields.MAX_SCHEMA_BYTES} bytes.", param=param)
+    return JsonFormat(text.decode())

@@ -1,0 +1,53 @@
+"""From the `engine` table of a configuration to vLLM's AsyncEngineArgs, with our defaults where the table is silent.
+
+Reads no environment and starts nothing. Keeps the law that no request can kill an engine: what is known to let one
+(split prefills on CPU) is refused at start-up. Imports vllm when called, not before.
+"""
+
+import difflib
+from collections.abc import Mapping
+from dataclasses import fields
+from typing import Any
+
+CPU_KV_CACHE_BYTES = 1 << 30
+SHUTDOWN_TIMEOUT_S = 10
+_OURS = {"model": "the model's own key", "revision": "the model's `revision`"}
+
+
+def engine_arguments(model: str, revision: str | None, engine: Mapping[str, Any]) -> Any:  # noqa: ANN401
+    """AsyncEngineArgs for `model` (a folder or a hub id). Raises ValueError naming a key that vLLM does not know."""
+    from vllm.engine.arg_utils import AsyncEngineArgs
+    from vllm.platforms import current_platform
+
+    known = {field.name for field in fields(AsyncEngineArgs)} - set(_OURS)
+    for key in engine:
+        if key in _OURS:
+            raise ValueError(f"engine.{key} cannot be set here: use {_OURS[key]}.")
+        if key not in known:
+            near = difflib.get_close_matches(key, sorted(known), n=3)
+            hint = f" Did you mean {', '.join(near)}?" if near else ""
+            raise ValueError(f"engine.{key} is not an engine argument of this vLLM.{hint}")
+    defaults: dict[str, Any] = {
+        "enable_log_requests": False,
+        "shutdown_timeout": SHUTDOWN_TIMEOUT_S,
+        # One backend for every request: with `auto` the first request with a schema decides for all later ones.
+        "structured_outputs_config": {"backend": "guidance"},
+    }
+    if current_platform.is_cpu():
+        defaults |= _cpu_defaults(engine)
+    return AsyncEngineArgs(model=model, revision=revision, **(defaults | dict(engine)))
+
+
+def _cpu_defaults(engine: Mapping[str, Any]) -> dict[str, Any]:
+    """Source: vLLM 0.32, gpu_model_runner.py: a split prefill with a seed calls `Generator.get_offset`, which torch's
+    CPU generator does not have; the worker raises and the engine is dead for everyone."""
+    if engine.get("enable_chunked_prefill"):
+        raise ValueError(
+            "engine.enable_chunked_prefill cannot be on with a CPU: a seeded request would kill the engine."
+        )
+    # Without chunks vLLM itself raises max_num_batched_tokens to the context when it is not set, and refuses to start
+    # with less than that when it is.
+    defaults: dict[str, Any] = {"enable_chunked_prefill": False, "enforce_eager": True}
+    if "gpu_memory_utilization" not in engine:
+        defaults["kv_cache_memory_bytes"] = CPU_KV_CACHE_BYTES
+    return defaults

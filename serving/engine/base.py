@@ -1,0 +1,42 @@
+"""The port to inference: token ids in, events out.
+
+One prepared choice in, one stream of events out. What the port promises, and every implementation is tested for:
+
+- The first event is one `Started`, the last one `Finished`; `Delta`s lie between. Nothing is said before the engine
+  has taken the choice, so an impossible request fails with `InvalidRequest` before the first event.
+- `Finished.usage.completion_tokens` is the number of token ids that the `Delta`s carried.
+- Closing the generator, at any moment, aborts the choice in the engine.
+- A dead engine fails what is in flight with `EngineFailed`, and everything after; it never hangs.
+- Special tokens stand in the text as they are spelled. The text of a stop token is left out, that of a matched stop
+  string too unless `include_stop`; their token ids are counted.
+"""
+
+from collections.abc import AsyncGenerator
+from typing import Protocol
+
+from serving.core import Event, PreparedRequest
+
+
+class Engine(Protocol):
+    """An inference engine holding one model."""
+
+    @property
+    def context_tokens(self) -> int:
+        """The most tokens that a prompt and its answer may have together."""
+        ...
+
+    def generate(self, request: PreparedRequest) -> AsyncGenerator[Event, None]:
+        """Generate one choice. Raises InvalidRequest (before the first event), EngineFailed."""
+        ...
+
+    async def check_health(self) -> None:
+        """Raises EngineFailed when the engine is dead."""
+        ...
+
+    async def wait_dead(self) -> None:
+        """Returns once the engine is dead or shut down, idle or not; until then it waits."""
+        ...
+
+    async def shutdown(self) -> None:
+        """Free everything the engine holds; leaves no process behind. May be called twice."""
+        ...

@@ -1,0 +1,51 @@
+"""Several choices of one request as one stream of events. It knows nothing of what the events say."""
+
+import asyncio
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
+
+from serving.core import Event, PreparedRequest
+from serving.engine.base import Engine
+
+
+async def generate_choices(engine: Engine, requests: Sequence[PreparedRequest]) -> AsyncGenerator[Event, None]:
+    """The events of all `requests` as they come; in order within a choice, interleaved between them.
+
+    The first failure ends all. Closing the generator aborts all, and waits until they are aborted.
+    """
+    if len(requests) == 1:
+        async with aclosing(engine.generate(requests[0])) as events:
+            async for event in events:
+                yield event
+        return
+    # Unbounded, but each choice is bounded by its max_tokens.
+    queue: asyncio.Queue[Event | BaseException | None] = asyncio.Queue()
+    tasks = [asyncio.create_task(_forward(engine, request, queue)) for request in requests]
+    try:
+        running = len(tasks)
+        while running:
+            item = await queue.get()
+            if item is None:
+                running -= 1
+            elif isinstance(item, BaseException):
+                raise item
+            else:
+                yield item
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def _forward(
+    engine: Engine, request: PreparedRequest, queue: "asyncio.Queue[Event | BaseException | None]"
+) -> None:
+    """Put one choice's events into `queue`, then None, or the error that ended it."""
+    try:
+        async with aclosing(engine.generate(request)) as events:
+            async for event in events:
+                queue.put_nowait(event)
+    except Exception as error:  # noqa: BLE001  # handed to the reader of the queue, who raises it
+        queue.put_nowait(error)
+    else:
+        queue.put_nowait(None)

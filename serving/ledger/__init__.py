@@ -1,0 +1,1 @@
+"""Who has how much credit: the `base.Ledger` protocol with its laws, and its implementations."""

@@ -1,0 +1,204 @@
+"""The one path of a generation. Read this file first.
+
+    authenticate -> wire -> translate -> [ plan limits -> prepare -> hold -> slot -> generate -> settle ] -> translate
+
+The part in brackets is here; `dialects/http.py` does what stands around it. This module decides nothing about wire
+formats, prompts, sampling or money: it puts those who do in order. It keeps the law of settling: whatever happens
+after the hold, what was generated is settled, once, also when the caller is gone.
+"""
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator, Coroutine, Mapping, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass, replace
+from typing import Any, Protocol, TypeVar
+
+from serving import telemetry
+from serving.admission import Admission
+from serving.core import (
+    Caller,
+    Delta,
+    Event,
+    GenerationRequest,
+    Hold,
+    Plan,
+    PreparedRequest,
+    Price,
+    Receipt,
+    Started,
+    Usage,
+)
+from serving.engine.base import Engine
+from serving.engine.choices import generate_choices
+from serving.errors import InsufficientCredit, UnknownModel
+from serving.ledger.base import Ledger
+from serving.prompting.prepare import Prompting
+from serving.prompting.reader import TextReader
+
+T = TypeVar("T")
+
+
+class Engines(Protocol):
+    """Where engines are found by model id."""
+
+    def get(self, model: str) -> Engine:
+        """Raises Overloaded while the model loads, EngineFailed when it is gone."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class ServedModel:
+    """What the pipeline must know of a model beside its engine."""
+
+    id: str
+    prompting: Prompting
+    price: Price
+
+
+class Meter:
+    """What a request has used so far, by the engine's own count of token ids, and when. The prompt counts once."""
+
+    def __init__(self, model: str, choices: Sequence[PreparedRequest], began_s: float) -> None:
+        self._model = model
+        self._choices = choices
+        self._began_s = began_s
+        self._chunk_at_s: dict[int, float] = {}
+        self._between_chunks = telemetry.BETWEEN_CHUNKS.labels(model)
+        self._prompt_tokens = self._cached_tokens = self._completion_tokens = 0
+
+    @property
+    def started(self) -> bool:
+        """Whether the engine took a choice."""
+        return bool(self._chunk_at_s)
+
+    @property
+    def usage(self) -> Usage:
+        return Usage(self._prompt_tokens, self._cached_tokens, self._completion_tokens)
+
+    def add(self, event: Event) -> None:
+        """Count one event of the engine."""
+        now_s = time.monotonic()
+        if isinstance(event, Delta):
+            self._completion_tokens += len(event.token_ids)
+            self._between_chunks.observe(now_s - self._chunk_at_s[event.index])
+            self._chunk_at_s[event.index] = now_s
+        elif isinstance(event, Started):
+            if not self.started:
+                telemetry.FIRST_TOKEN.labels(self._model).observe(now_s - self._began_s)
+            self._chunk_at_s[event.index] = now_s
+            if self._choices[event.index].first_of_prompt:
+                self._prompt_tokens += event.prompt_tokens
+                self._cached_tokens += event.cached_tokens
+
+    def close(self, cost: int) -> None:
+        """Tell the metrics; `cost` is in microcredits."""
+        telemetry.TOKENS.labels(self._model, "prompt").inc(self._prompt_tokens)
+        telemetry.TOKENS.labels(self._model, "cached").inc(self._cached_tokens)
+        telemetry.TOKENS.labels(self._model, "completion").inc(self._completion_tokens)
+        telemetry.MICROCREDITS.labels(self._model).inc(cost)
+        telemetry.DURATION.labels(self._model).observe(time.monotonic() - self._began_s)
+
+
+class Pipeline:
+    """Generations for all dialects."""
+
+    def __init__(
+        self, models: Mapping[str, ServedModel], engines: Engines, ledger: Ledger, admission: Admission
+    ) -> None:
+        self._models = models
+        self._engines = engines
+        self._ledger = ledger
+        self._admission = admission
+
+    async def generate(self, caller: Caller, request: GenerationRequest) -> AsyncGenerator[Event | Receipt, None]:
+        """The events of all choices, then the Receipt. Closing the generator aborts the engine and settles.
+
+        Raises every ServingError but those of authentication; after the first event only EngineFailed.
+        """
+        began_s = time.monotonic()
+        model = self._model(caller, request.model)
+        engine = self._engines.get(model.id)
+        request = within_plan(caller.plan, request)
+        prepared = await model.prompting.prepare(request, engine.context_tokens)
+        hold = await self._ledger.hold(caller, request.request_id, model.price, worst_case(prepared))
+        prepared = within_hold(prepared, hold)
+        meter = Meter(model.id, prepared, began_s)
+        try:
+            with self._admission.slot(len(prepared)):
+                async with aclosing(generate_choices(engine, prepared)) as events:
+                    readers = [model.prompting.reader(choice) for choice in prepared]
+                    async for event in events:
+                        meter.add(event)
+                        for told in read(event, readers[event.index], prepared[event.index]):
+                            yield told
+        finally:
+            receipt = await uncancelled(self._close(hold, meter))
+            meter.close(receipt.cost)
+        yield receipt
+
+    def _model(self, caller: Caller, model_id: str) -> ServedModel:
+        model = self._models.get(model_id)
+        if model is None or not caller.may_use(model_id):
+            raise UnknownModel("There is no such model for this key.", param="model")
+        return model
+
+    async def _close(self, hold: Hold, meter: Meter) -> Receipt:
+        """Charge what was generated, exactly; give the hold back when the engine never took a choice."""
+        if meter.started:
+            return await self._ledger.settle(hold, meter.usage)
+        await self._ledger.release(hold)
+        return Receipt(hold.request_id, meter.usage, 0)
+
+
+def within_plan(plan: Plan, request: GenerationRequest) -> GenerationRequest:
+    """The request with as many output tokens as the plan allows."""
+    asked, limit = request.stopping.max_tokens, plan.max_output_tokens
+    if limit is None or (asked is not None and asked <= limit):
+        return request
+    return replace(request, stopping=replace(request.stopping, max_tokens=limit))
+
+
+def worst_case(prepared: Sequence[PreparedRequest]) -> Usage:
+    """The most that the choices can use together: no prompt token cached, every choice as long as it may be."""
+    return Usage(
+        prompt_tokens=sum(len(choice.token_ids) for choice in prepared if choice.first_of_prompt),
+        completion_tokens=sum(choice.max_tokens for choice in prepared),
+    )
+
+
+def within_hold(prepared: list[PreparedRequest], hold: Hold) -> list[PreparedRequest]:
+    """The choices, each cut to its share of the completion tokens that the hold pays for."""
+    share = hold.usage.completion_tokens // len(prepared)
+    if hold.usage.completion_tokens >= worst_case(prepared).completion_tokens:
+        return prepared
+    if share < 1:
+        raise InsufficientCredit(f"The credit left does not pay for one token of each of {len(prepared)} choices.")
+    return [_cut(choice, min(choice.max_tokens, share)) for choice in prepared]
+
+
+def _cut(choice: PreparedRequest, max_tokens: int) -> PreparedRequest:
+    min_tokens = min(choice.sampling.min_tokens, max_tokens)
+    return replace(choice, max_tokens=max_tokens, sampling=replace(choice.sampling, min_tokens=min_tokens))
+
+
+def read(event: Event, reader: TextReader | None, choice: PreparedRequest) -> tuple[Event, ...]:
+    """What is told of one event: text as the choice's reader leaves it, and the echo as the first of it."""
+    told = (event,) if reader is None else reader.on_event(event)
+    if isinstance(event, Started) and choice.echo_text is not None:
+        told += (Delta(event.index, choice.echo_text, (), event.prompt_logprobs),)
+    return told
+
+
+async def uncancelled(work: Coroutine[Any, Any, T]) -> T:
+    """Await `work` to its end, however often this task is cancelled meanwhile; then honour the cancellation."""
+    task = asyncio.ensure_future(work)
+    cancelled = False
+    while not task.done():
+        try:
+            await asyncio.wait({task})
+        except asyncio.CancelledError:
+            cancelled = True
+    if cancelled:
+        raise asyncio.CancelledError
+    return task.result()

@@ -1,0 +1,250 @@
+"""From what is asked to what an engine takes: GenerationRequest in, PreparedRequests out; nothing left to decide.
+
+It does not: read wire models, know prices or plans, or read what the engine answers (`reader.py` does).
+
+Laws: contents are data (a chat's are encoded by the splitting tokenizer, a raw prompt keeps its special tokens).
+Long prompts are prepared in a thread: the event loop is never held longer than 20 ms. Contents appear in no error.
+"""
+
+import asyncio
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from typing import ParamSpec, TypeVar
+
+from serving.core import (
+    ChatPrompt,
+    GenerationRequest,
+    Message,
+    PreparedRequest,
+    Prompt,
+    RawPrompt,
+    Role,
+    Sampling,
+    TokenPrompt,
+)
+from serving.errors import InvalidRequest, PromptTooLong, Unsupported
+from serving.prompting.format import Format
+from serving.prompting.reader import OpenHeader, TextReader
+from serving.prompting.tokenizer import TooManyTokens, model_folder
+
+INLINE_CHARS = 4096
+"""Work over so many characters goes to a thread: at worst about 2 microseconds each, so 8 ms stay on the loop."""
+
+MOST_TEXT_TOKENS = 1_000_000
+"""The most token ids that `Prompting.encode` makes of a text: more would hold the interpreter lock over 20 ms."""
+
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
+_THREADS = ThreadPoolExecutor(max_workers=4, thread_name_prefix="prompting")
+
+
+@dataclass(frozen=True, slots=True)
+class Prompting:
+    """Prepares the requests of one model, and gives the readers of their answers."""
+
+    format: Format
+
+    @classmethod
+    def load(cls, source: str, revision: str | None = None, template: str = "chatml-text") -> "Prompting":
+        """From a local folder or a hub id. Blocks (files, perhaps a download): call it in a thread.
+
+        Raises FileNotFoundError without a tokenizer.json, ValueError for a template that the model cannot write.
+        """
+        return cls(Format.load(model_folder(source, revision), template))
+
+    # ---- the request -------------------------------------------------------------------------------------------------
+
+    async def prepare(self, request: GenerationRequest, context_tokens: int) -> list[PreparedRequest]:
+        """`n` choices for each prompt, prompt-major. Raises InvalidRequest, PromptTooLong, Unsupported."""
+        weight = sum(map(_weight, request.prompts))
+        return await _off_loop(weight, self._prepare, request, context_tokens)
+
+    def _prepare(self, request: GenerationRequest, context_tokens: int) -> list[PreparedRequest]:
+        prepared: list[PreparedRequest] = []
+        for prompt in request.prompts:
+            first = self._prepare_prompt(request, self._closed_if_needed(request, prompt), context_tokens)
+            for choice in range(request.n):
+                index = len(prepared)
+                sampling = _seeded(first.sampling, choice)
+                request_id = f"{request.request_id}-{index}"
+                prepared.append(
+                    replace(first, request_id=request_id, index=index, sampling=sampling, first_of_prompt=choice == 0)
+                )
+        return prepared
+
+    def _prepare_prompt(self, request: GenerationRequest, prompt: Prompt, context_tokens: int) -> PreparedRequest:
+        ids = tuple(self._ids(prompt, context_tokens))
+        check_rules(self.format, request, ids)
+        ends = self.format.ends(
+            at_message_end=request.stopping.at_message_end or request.json_format is not None,
+            ignore_eos=request.stopping.ignore_eos,
+        )
+        max_tokens = _max_tokens(request, len(ids), context_tokens, _param(prompt))
+        bias = {**dict.fromkeys(ends.forbidden_ids, -100.0), **request.sampling.logit_bias}
+        min_tokens = min(request.sampling.min_tokens, max_tokens)
+        return PreparedRequest(
+            request_id=request.request_id,
+            index=0,
+            token_ids=ids,
+            sampling=replace(request.sampling, logit_bias=bias, min_tokens=min_tokens),
+            max_tokens=max_tokens,
+            stop=request.stopping.stop,
+            include_stop=request.stopping.include_stop,
+            stop_token_ids=ends.stop_token_ids,
+            ignore_eos=ends.ignore_eos,
+            json_format=request.json_format,
+            logprobs=request.logprobs,
+            prompt_logprobs=request.echo and request.logprobs is not None,
+            open_header=isinstance(prompt, ChatPrompt) and prompt.header.open,
+            keep_special_tokens=request.keep_special_tokens,
+            echo_text=self._echo(prompt, request.keep_special_tokens) if request.echo else None,
+        )
+
+    def _closed_if_needed(self, request: GenerationRequest, prompt: Prompt) -> Prompt:
+        """Closes an open header that a grammar cannot write, or in which a stop string would end the choice."""
+        if not isinstance(prompt, ChatPrompt) or not prompt.header.open:
+            return prompt
+        template = self.format.template
+        header = f"{template.names_marker} {template.names_join}{template.header_end_token}{template.header_end_text}"
+        if request.json_format is None and not any(not s.strip() or s in header for s in request.stopping.stop):
+            return prompt
+        return replace(prompt, header=replace(prompt.header, open=False))
+
+    def _echo(self, prompt: Prompt, keep_special_tokens: bool) -> str:
+        if isinstance(prompt, RawPrompt):
+            return prompt.text
+        if isinstance(prompt, TokenPrompt):
+            return self.format.tokens.decode(prompt.token_ids, keep_special_tokens=keep_special_tokens)
+        return self.format.template.render_text(prompt.messages, prompt.header)
+
+    # ---- token ids ---------------------------------------------------------------------------------------------------
+
+    def _ids(self, prompt: Prompt, context_tokens: int) -> Sequence[int]:
+        try:
+            if isinstance(prompt, ChatPrompt):
+                ids: Sequence[int] = self.format.render(prompt, context_tokens)
+            elif isinstance(prompt, RawPrompt):
+                ids = self.format.with_bos(self.format.tokens.encode_raw(prompt.text, context_tokens))
+            else:
+                ids = self.format.with_bos(self._known(prompt.token_ids))
+        except TooManyTokens as error:
+            raise too_long(error.tokens, context_tokens, _param(prompt), exact=error.exact) from None
+        if not ids:
+            raise InvalidRequest("the prompt is empty, and this model has no token to begin with", param=_param(prompt))
+        if len(ids) >= context_tokens:
+            raise too_long(len(ids), context_tokens, _param(prompt))
+        return ids
+
+    def _known(self, ids: Sequence[int]) -> Sequence[int]:
+        if ids and not (min(ids) >= 0 and max(ids) < self.format.tokens.vocabulary_size):
+            message = f"token ids must lie between 0 and {self.format.tokens.vocabulary_size - 1} on this model"
+            raise InvalidRequest(message, param="prompt")
+        return ids
+
+    # ---- behind the engine, and beside requests ----------------------------------------------------------------------
+
+    def reader(self, prepared: PreparedRequest) -> TextReader | None:
+        """What the choice's events must pass through before they are told; None when that would change nothing."""
+        hidden: Mapping[int, str] = {} if prepared.keep_special_tokens else self.format.hidden
+        if not prepared.open_header:
+            return TextReader(prepared.index, hidden) if hidden else None
+        begun = self.format.read_tail(prepared.token_ids).unfinished
+        header = OpenHeader(self.format.template, begun if isinstance(begun, str) else "")
+        return TextReader(prepared.index, hidden, header)
+
+    async def encode(self, text: str) -> list[int]:
+        """Ids of a text in the model's format, BOS included. Raises InvalidRequest, PromptTooLong (over a million)."""
+        return await _off_loop(len(text), self._encode_text, text)
+
+    def _encode_text(self, text: str) -> list[int]:
+        try:
+            return list(self.format.with_bos(self.format.tokens.encode_raw(text, MOST_TEXT_TOKENS, "text")))
+        except TooManyTokens as error:
+            raise too_long(error.tokens, MOST_TEXT_TOKENS, "text", exact=error.exact) from None
+
+    async def decode(self, ids: Sequence[int], *, keep_special_tokens: bool = True) -> str:
+        """The text of token ids. Raises InvalidRequest for ids outside the vocabulary."""
+        return await _off_loop(4 * len(ids), self._decode_ids, ids, keep_special_tokens)
+
+    def _decode_ids(self, ids: Sequence[int], keep_special_tokens: bool) -> str:
+        return self.format.tokens.decode(self._known(ids), keep_special_tokens=keep_special_tokens)
+
+
+def too_long(tokens: int, context_tokens: int, param: str, *, exact: bool = True) -> PromptTooLong:
+    """The error for a prompt that leaves no room for an answer; not `exact`: it has at least so many tokens."""
+    least = "" if exact else "at least "
+    message = f"the prompt has {least}{tokens} tokens, and the context of this model is {context_tokens}: shorten it"
+    return PromptTooLong(message, param=param)
+
+
+def check_rules(form: Format, request: GenerationRequest, ids: Sequence[int]) -> None:
+    """Passes rules that change nothing. Raises InvalidRequest for rules that contradict the prompt or the JSON format,
+    Unsupported for those that need a logits rule."""
+    rules = request.rules
+    asked = {
+        "disallow_message_end": rules.disallow_message_end,
+        "minimum_message_content_tokens": rules.minimum_message_content_tokens > 0,
+    }
+    for field, given in {**asked, "ignore_eos": request.stopping.ignore_eos}.items():
+        if given and request.json_format is not None:
+            raise InvalidRequest(f"{field} cannot be combined with a JSON format: JSON ends by itself", param=field)
+    for field, given in {**asked, "dry": rules.dry is not None and rules.dry.multiplier != 0}.items():
+        if given:
+            raise Unsupported(f"{field} is not available yet", param=field)
+    if rules.allowed_roles is not None and not rules.allowed_roles.issuperset(form.template.roles):
+        _check_roles(form, request, ids, rules.allowed_roles)
+
+
+def _check_roles(form: Format, request: GenerationRequest, ids: Sequence[int], allowed: frozenset[Role]) -> None:
+    """Passes where the prompt has already begun the only message to be written, or writes no messages at all."""
+    tail = form.read_tail(ids)
+    if isinstance(tail.unfinished, Message) and tail.unfinished.role not in allowed:
+        roles = ", ".join(sorted(allowed)) or "none"
+        message = f"the prompt ends in a message whose role is not allowed; the allowed roles are: {roles}"
+        raise InvalidRequest(message, param="allowed_roles")
+    role_is_open = isinstance(tail.unfinished, str) or (tail.unfinished is None and bool(tail.turns))
+    if role_is_open or not (request.stopping.at_message_end or request.json_format is not None):
+        raise Unsupported("allowed_roles is not available yet for headers that the model writes", param="allowed_roles")
+
+
+def _max_tokens(request: GenerationRequest, input_tokens: int, context_tokens: int, param: str) -> int:
+    """What may be generated: the least of what was asked and what fits."""
+    stopping = request.stopping
+    if stopping.max_tokens is not None and stopping.max_tokens < (0 if request.echo else 1):
+        raise InvalidRequest("max_tokens must be at least 1 (or 0 with echo)", param="max_tokens")
+    most = context_tokens - input_tokens
+    if stopping.max_total_tokens is not None:
+        if input_tokens >= stopping.max_total_tokens:
+            message = f"the prompt has {input_tokens} tokens, and max_total_tokens is {stopping.max_total_tokens}"
+            raise PromptTooLong(f"{message}: shorten it, or raise the limit", param="max_total_tokens")
+        most = min(most, stopping.max_total_tokens - input_tokens)
+    return most if stopping.max_tokens is None else min(most, stopping.max_tokens)
+
+
+def _seeded(sampling: Sampling, choice: int) -> Sampling:
+    """Choices of a seeded request differ, and each is reproducible: seed + choice, within int64."""
+    if sampling.seed is None or choice == 0:
+        return sampling
+    return replace(sampling, seed=(sampling.seed + choice + 2**63) % 2**64 - 2**63)
+
+
+def _param(prompt: Prompt) -> str:
+    return "messages" if isinstance(prompt, ChatPrompt) else "prompt"
+
+
+def _weight(prompt: Prompt) -> int:
+    """Characters of work, roughly."""
+    if isinstance(prompt, RawPrompt):
+        return len(prompt.text)
+    if isinstance(prompt, TokenPrompt):
+        return len(prompt.token_ids)
+    many = 64 * len(prompt.messages)
+    return many if many > INLINE_CHARS else many + sum(len(message.content) for message in prompt.messages)
+
+
+async def _off_loop(weight: int, work: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> _T:
+    """Runs work inline, or in a thread if it is heavy."""
+    if weight <= INLINE_CHARS:
+        return work(*args, **kwargs)
+    return await asyncio.get_running_loop().run_in_executor(_THREADS, lambda: work(*args, **kwargs))

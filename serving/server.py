@@ -1,0 +1,145 @@
+"""The app as a process: listens, tells how far it is, drains, and exits with a status a supervisor can act on.
+
+SIGTERM and Ctrl-C drain: new generations are refused, readiness turns false, running ones get `drain_s` to finish. A
+second signal ends them at once. A lost engine ends the process with status 1, so that a supervisor restarts it.
+"""
+
+import asyncio
+import contextlib
+import logging
+import signal
+import socket
+import sys
+import time
+from collections.abc import Iterator
+
+import uvicorn
+
+from serving.app import Service, build
+from serving.settings import Settings, SettingsError
+
+log = logging.getLogger(__name__)
+
+_PROGRESS_S = 5.0
+_GRACE_S = 5
+
+
+class _Uvicorn(uvicorn.Server):
+    """Uvicorn, but for signals: those are ours."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+def serve(settings: Settings) -> int:
+    """Serve until told to stop. Returns the process's exit status."""
+    try:
+        listener = _listen(settings.host, settings.port)
+    except OSError as error:
+        raise SettingsError(
+            f"Cannot listen on {settings.host}:{settings.port}: {error.strerror}. Choose another with PORT."
+        ) from error
+    with listener:
+        service = build(settings)
+        config = uvicorn.Config(
+            service.app,
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            loop="uvloop",
+            http="httptools",
+            timeout_graceful_shutdown=_GRACE_S,
+        )
+        with asyncio.Runner(loop_factory=config.get_loop_factory()) as runner:
+            return runner.run(_run(settings, service, _Uvicorn(config), listener))
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    return socket.create_server((host, port), family=family, backlog=2048)
+
+
+async def _run(settings: Settings, service: Service, server: _Uvicorn, listener: socket.socket) -> int:
+    stop = asyncio.Event()
+    stop_now = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, lambda: (stop_now if stop.is_set() else stop).set())
+    started = time.monotonic()
+    serving = asyncio.create_task(server.serve(sockets=[listener]))
+    stopped = asyncio.create_task(stop.wait())
+    failed = asyncio.create_task(service.engines.wait_failed())
+    told = asyncio.create_task(_tell_progress(settings, service, started))
+    await asyncio.wait({serving, stopped, failed}, return_when=asyncio.FIRST_COMPLETED)
+    told.cancel()
+    if stop.is_set():
+        await _drain(settings.drain_s, service, stop_now)
+    elif failed.done():
+        print(f"The server ends: {failed.result()}.", file=sys.stderr)
+    server.should_exit = True
+    await serving
+    stopped.cancel()
+    return 1 if failed.done() and not stop.is_set() else 0
+
+
+async def _drain(drain_s: float, service: Service, stop_now: asyncio.Event) -> None:
+    """Wait until nothing runs, the time is over, or a second signal."""
+    service.admission.draining = True
+    running = service.admission.running_choices
+    if running:
+        print(
+            f"Finishing {running} running generations, at most {drain_s:.0f} s. Ctrl-C again ends now.", file=sys.stderr
+        )
+    idle = asyncio.create_task(service.admission.idle())
+    forced = asyncio.create_task(stop_now.wait())
+    await asyncio.wait({idle, forced}, timeout=drain_s, return_when=asyncio.FIRST_COMPLETED)
+    idle.cancel()
+    forced.cancel()
+
+
+async def _tell_progress(settings: Settings, service: Service, started: float) -> None:
+    """A line while the models load, and how to make the first request when they have."""
+    loaded = asyncio.create_task(service.engines.wait_loaded())
+    while not loaded.done():
+        await asyncio.wait({loaded}, timeout=_PROGRESS_S)
+        if not loaded.done():
+            loading = [model for model in service.engines.models if service.engines.state(model) == "loading"]
+            print(f"Loading {', '.join(loading)}: {time.monotonic() - started:.0f} s", file=sys.stderr)
+    if service.engines.ready:
+        print(f"Ready after {time.monotonic() - started:.0f} s.", file=sys.stderr)
+        print(_welcome(settings, service), flush=True)
+
+
+def _welcome(settings: Settings, service: Service) -> str:
+    host = "127.0.0.1" if settings.host in ("0.0.0.0", "::") else settings.host
+    base = f"http://{f'[{host}]' if ':' in host else host}:{settings.port}"
+    if service.demo_key is None:
+        return f"\nServing on {base}. Make a key with `serving keys create`.\n"
+    key = service.demo_key
+    model = settings.default_model or settings.models[0].id
+    story = (
+        "<|im_start|>system\\nA story about Mara and Tom, who look for a lost ship.<|im_end|>\\n"
+        "<|im_start|>text names= Mara\\n"
+    )
+    return f"""
+Serving on {base}
+API key    {key}
+
+The native API, streamed as JSON lines:
+
+  curl -N {base}/api/v1/model/completion -H 'Authorization: Bearer {key}' \\
+    -d '{{"modelId": "{model}", "input": "{story}", "samplingParams": {{"maxTokens": 200}}}}'
+
+The OpenAI API, streamed:
+
+  curl -N {base}/v1/chat/completions -H 'Authorization: Bearer {key}' \\
+    -d '{{"model": "{model}/text", "stream": true,
+         "messages": [{{"role": "user", "name": "Tom", "content": "Who is there?"}}]}}'
+
+The same in Python (.venv/bin/python has the client):
+
+  from openai import OpenAI
+  client = OpenAI(base_url="{base}/v1", api_key="{key}")
+  turn = {{"role": "user", "name": "Tom", "content": "Who is there?"}}
+  print(client.chat.completions.create(model="{model}/text", messages=[turn]).choices[0].message.content)
+"""

@@ -1,0 +1,181 @@
+"""Environment and serving.toml -> one frozen Settings; the only reader of the environment.
+
+A variable `SERVING_X` overrides the key `x` of the file. `SERVING_CONFIG` names the file. Without one, the bundled
+demo model is served. Unknown keys and impossible values are a SettingsError that names them.
+"""
+
+import os
+import tomllib
+from collections.abc import Mapping
+from dataclasses import MISSING, dataclass, field, fields
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, Literal, get_origin, get_type_hints
+
+from serving.core import Price
+
+
+class SettingsError(Exception):
+    """The configuration is wrong; the message says where and what to do."""
+
+
+DEMO_MODEL_DIR = Path(__file__).parent / "demo" / "opus-v1-sm"
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSettings:
+    """One `[[models]]` table: a model to serve and how to load it."""
+
+    id: str = field(metadata={"doc": "Name that clients ask for."})
+    path: str = field(metadata={"doc": "Folder of a checkpoint, or its id on the model hub."})
+    template: str = field(metadata={"doc": "Prompt template: `chatml-text` or `llama3-writer`."})
+    revision: str | None = field(default=None, metadata={"doc": "Revision of a hub checkpoint."})
+    price: Price = field(default=Price(), metadata={"doc": "Microcredits per 1,000 tokens: a table of `*_per_1k`."})
+    engine: Mapping[str, Any] = field(
+        default_factory=dict, metadata={"doc": "Engine arguments, handed to vLLM as they are."}
+    )
+
+
+DEMO_MODEL = ModelSettings(
+    id="opus-v1-sm",
+    path=str(DEMO_MODEL_DIR),
+    template="chatml-text",
+    price=Price(input_per_1k=40_000, cached_per_1k=10_000, output_per_1k=40_000),
+    engine={"max_num_seqs": 64},
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """Everything that can be configured. Times are in seconds."""
+
+    host: str = field(default="127.0.0.1", metadata={"doc": "Address to listen on."})
+    port: int = field(default=8000, metadata={"doc": "Port to listen on."})
+    api_key: str | None = field(default=None, metadata={"doc": "Key of the demo account, instead of a derived one."})
+    demo_account: bool = field(default=True, metadata={"doc": "Whether the demo account exists."})
+    data_dir: Path = field(default=Path("data"), metadata={"doc": "Folder for keys and other state."})
+    key_pepper: str | None = field(
+        default=None, metadata={"doc": "Secret that key hashes are made with; by default a file in the data folder."}
+    )
+    cors_origins: tuple[str, ...] = field(
+        default=(), metadata={"doc": "Origins that browsers may call from (`*` for any); none by default."}
+    )
+    default_model: str | None = field(
+        default=None, metadata={"doc": "Model of requests that name none; the first one by default."}
+    )
+    max_body_bytes: int = field(default=4 * 1024 * 1024, metadata={"doc": "Largest request body."})
+    max_running_choices: int = field(default=1024, metadata={"doc": "Choices generated at once before 503."})
+    keep_alive_s: float = field(default=10.0, metadata={"doc": "Silence after which a stream sends a keep-alive."})
+    write_timeout_s: float = field(default=60.0, metadata={"doc": "A client that reads nothing for so long is cut."})
+    drain_s: float = field(default=30.0, metadata={"doc": "Time that running requests get to finish at shutdown."})
+    log_format: Literal["text", "json"] = field(default="text", metadata={"doc": "Log lines: `text` or `json`."})
+    models: tuple[ModelSettings, ...] = field(default=(DEMO_MODEL,), metadata={"doc": "Models to serve."})
+
+
+def load(environ: Mapping[str, str] = os.environ, overrides: Mapping[str, object] = MappingProxyType({})) -> Settings:
+    """Settings from a file (the override `config`, else `SERVING_CONFIG`), the environment over it, and `overrides`
+    over both; an override that is None says nothing."""
+    values: dict[str, object] = {}
+    if config := overrides.get("config") or environ.get("SERVING_CONFIG"):
+        values.update(_read_file(Path(str(config))))
+    for setting in fields(Settings):
+        text = environ.get(f"SERVING_{setting.name.upper()}")
+        if text and setting.name != "models":
+            values[setting.name] = _from_text(setting.name, text)
+    values.update({name: value for name, value in overrides.items() if name != "config" and value is not None})
+    settings = Settings(**values)  # type: ignore[arg-type]  # every value was converted to its field's type
+    _check(settings)
+    return settings
+
+
+def _read_file(path: Path) -> dict[str, object]:
+    try:
+        table = tomllib.loads(path.read_text())
+    except OSError as error:
+        raise SettingsError(f"The configuration file {path} cannot be read: {error.strerror}.") from error
+    except tomllib.TOMLDecodeError as error:
+        raise SettingsError(f"{path} is not valid TOML: {error}.") from error
+    values: dict[str, object] = {}
+    for name, value in _known(Settings, table, str(path)).items():
+        if name == "models":
+            values[name] = tuple(_model(item, f"{path}: models[{i}]", path.parent) for i, item in enumerate(value))
+        else:
+            values[name] = _typed(Settings, name, value, str(path))
+    return values
+
+
+def _model(table: Any, where: str, folder: Path) -> ModelSettings:  # noqa: ANN401  # anything TOML can hold
+    if not isinstance(table, dict):
+        raise SettingsError(f"{where} must be a table.")
+    values = _known(ModelSettings, table, where)
+    missing = [f.name for f in fields(ModelSettings) if f.default is MISSING and f.default_factory is MISSING]
+    if absent := [name for name in missing if name not in values]:
+        raise SettingsError(f"{where} lacks {', '.join(absent)}.")
+    price = values.pop("price", {})
+    engine = values.pop("engine", {})
+    typed = {name: _typed(ModelSettings, name, value, where) for name, value in values.items()}
+    # A relative folder is meant relative to the file that names it; a hub id is no folder.
+    local = folder / str(typed["path"])
+    typed["path"] = str(local) if local.exists() else typed["path"]
+    prices = {name: _typed(Price, name, value, f"{where}.price") for name, value in _known(Price, price, where).items()}
+    return ModelSettings(**typed, price=Price(**prices), engine=engine)
+
+
+def _known(kind: type, table: dict[str, Any], where: str) -> dict[str, Any]:
+    names = [setting.name for setting in fields(kind)]
+    if unknown := sorted(set(table) - set(names)):
+        raise SettingsError(f"{where}: unknown key {unknown[0]!r}. Known are: {', '.join(names)}.")
+    return dict(table)
+
+
+def _typed(kind: type, name: str, value: Any, where: str) -> Any:  # noqa: ANN401  # in: TOML, out: the field's type
+    """`value` of a TOML file as the type of the field `name`."""
+    wanted = get_type_hints(kind)[name]
+    if wanted == tuple[str, ...] and isinstance(value, list) and all(isinstance(item, str) for item in value):
+        return tuple(value)
+    if wanted is Path and isinstance(value, str):
+        return Path(value)
+    if wanted is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if get_origin(wanted) is Literal:
+        wanted = str  # its values are checked with the other ranges
+    simple = {str: str, int: int, float: float, bool: bool, str | None: str}.get(wanted)
+    if simple is None or type(value) is not simple:
+        raise SettingsError(f"{where}: {name} must be of type {getattr(wanted, '__name__', wanted)}.")
+    return value
+
+
+def _from_text(name: str, text: str) -> object:
+    """The text of a variable as the type of the field `name`."""
+    wanted = get_type_hints(Settings)[name]
+    try:
+        if wanted in (int, float, Path):
+            return wanted(text)
+        if wanted is bool:
+            return {"1": True, "true": True, "0": False, "false": False}[text.lower()]
+    except (ValueError, KeyError):
+        raise SettingsError(f"SERVING_{name.upper()} must be of type {wanted.__name__}.") from None
+    if wanted == tuple[str, ...]:
+        return tuple(item.strip() for item in text.split(",") if item.strip())
+    return text
+
+
+def _check(settings: Settings) -> None:
+    ids = [model.id for model in settings.models]
+    if not ids:
+        raise SettingsError("No model is configured: add a [[models]] table.")
+    if repeated := {model_id for model_id in ids if ids.count(model_id) > 1}:
+        raise SettingsError(f"The model id {repeated.pop()!r} is configured twice.")
+    if settings.default_model is not None and settings.default_model not in ids:
+        raise SettingsError(f"default_model {settings.default_model!r} is not among the models: {', '.join(ids)}.")
+    if not 0 < settings.port < 65536:
+        raise SettingsError("port must be between 1 and 65535.")
+    if settings.log_format not in ("text", "json"):
+        raise SettingsError("log_format must be `text` or `json`.")
+    for name in ("max_body_bytes", "max_running_choices", "keep_alive_s", "write_timeout_s", "drain_s"):
+        if not getattr(settings, name) > 0:
+            raise SettingsError(f"{name} must be greater than 0.")
+    for model in settings.models:
+        price = model.price
+        if not 0 <= price.cached_per_1k <= price.input_per_1k or price.output_per_1k < 0:
+            raise SettingsError(f"{model.id}: prices must be 0 or more, and cached_per_1k at most input_per_1k.")
