@@ -15,6 +15,7 @@ from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse, PlainTextResponse
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
+from starlette.routing import Route
 
 from serving import __version__, telemetry
 from serving.accounts.keys import DEMO_ACCOUNT, KeyFile, demo_key, load_pepper
@@ -29,7 +30,7 @@ from serving.ledger.memory import MemoryLedger
 from serving.openapi import Description
 from serving.pipeline import Pipeline, ServedModel
 from serving.prompting.prepare import Prompting
-from serving.settings import Settings
+from serving.settings import ModelSettings, Settings, SettingsError
 
 DIALECTS: tuple[Dialect, ...] = (DreamGen(), OpenAI())
 
@@ -54,10 +55,7 @@ def build(settings: Settings, loaders: Mapping[str, Loader] | None = None) -> Se
     if settings.demo_account:
         key = settings.api_key or demo_key(pepper)
         keys.add_process_key(key, DEMO_ACCOUNT)
-    models = {
-        model.id: ServedModel(model.id, Prompting.load(model.path, model.revision, model.template), model.price)
-        for model in settings.models
-    }
+    models = {model.id: _served(model) for model in settings.models}
     engines = EngineRegistry(loaders or local_loaders(settings), _tell_engine_up)
     admission = Admission(settings.max_running_choices)
     telemetry.RUNNING.set_function(lambda: admission.running_choices)
@@ -81,13 +79,24 @@ def build(settings: Settings, loaders: Mapping[str, Loader] | None = None) -> Se
     return Service(app, engines, admission, ledger, keys, key)
 
 
+def _served(model: ModelSettings) -> ServedModel:
+    try:
+        prompting = Prompting.load(model.path, model.revision, model.template)
+    except (OSError, ValueError) as error:
+        raise SettingsError(f"The model {model.id} cannot be used: {error}.") from error
+    return ServedModel(model.id, prompting, model.price)
+
+
 def _tell_engine_up(model: str, state: State) -> None:
     telemetry.ENGINE_UP.labels(model).set(state == "ready")
 
 
 def local_loaders(settings: Settings) -> dict[str, Loader]:
     """Each configured model as a vLLM engine in this process."""
-    return {model.id: local(model.path, revision=model.revision, engine=model.engine) for model in settings.models}
+    return {
+        model.id: local(model.path, revision=model.revision, engine=model.engine, start_method="fork")
+        for model in settings.models
+    }
 
 
 def model_infos(settings: Settings) -> tuple[ModelInfo, ...]:
@@ -168,13 +177,20 @@ def mount_errors(app: FastAPI) -> None:
         path = request.url.path
         known = MethodNotAllowed if status == 405 else NotFound
         told = known(f"There is no {request.method} {path} here." if status == 405 else f"There is no {path} here.")
+        headers = error_headers(told) | ({"allow": _methods(app, path)} if status == 405 else {})
         for dialect in DIALECTS:
             if any(path.startswith(prefix + "/") for prefix in dialect.prefixes):
                 code, body = dialect.render_error(told)
-                return Response(body, code, error_headers(told))
-        return JSONResponse({"detail": told.message}, told.status)
+                return Response(body, code, headers)
+        return JSONResponse({"detail": told.message}, told.status, headers)
 
     app.add_exception_handler(HTTPException, handle)
+
+
+def _methods(app: FastAPI, path: str) -> str:
+    """What may be asked of an address: each method is a route of its own."""
+    routes = (route for route in app.routes if isinstance(route, Route) and route.path_regex.match(path))
+    return ", ".join(sorted({method for route in routes for method in route.methods or ()}))
 
 
 def mount_operations(app: FastAPI, engines: EngineRegistry, admission: Admission) -> None:

@@ -122,9 +122,9 @@ class Pipeline:
         request = within_plan(caller.plan, request)
         prepared = await model.prompting.prepare(request, engine.context_tokens)
         hold = await self._ledger.hold(caller, request.request_id, model.price, worst_case(prepared))
-        prepared = within_hold(prepared, hold)
         meter = Meter(model.id, prepared, began_s)
         try:
+            prepared = within_hold(prepared, hold)
             with self._admission.slot(len(prepared)):
                 async with aclosing(generate_choices(engine, prepared)) as events:
                     readers = [model.prompting.reader(choice) for choice in prepared]

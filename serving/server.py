@@ -6,22 +6,29 @@ second signal ends them at once. A lost engine ends the process with status 1, s
 
 import asyncio
 import contextlib
+import gc
 import logging
+import os
 import signal
 import socket
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import uvicorn
 
 from serving.app import Service, build
+from serving.engine.registry import Loader
 from serving.settings import Settings, SettingsError
 
 log = logging.getLogger(__name__)
 
 _PROGRESS_S = 5.0
 _GRACE_S = 5
+
+_ENVIRONMENT = {"VLLM_LOGGING_LEVEL": "WARNING", "VLLM_NO_USAGE_STATS": "1", "TOKENIZERS_PARALLELISM": "false"}
+"""What libraries read from the environment, unless the operator says otherwise: vLLM writes no page of configuration
+between our lines and tells nobody of this server; tokenizers need no threads of their own, and warn when forked."""
 
 
 class _Uvicorn(uvicorn.Server):
@@ -32,16 +39,18 @@ class _Uvicorn(uvicorn.Server):
         yield
 
 
-def serve(settings: Settings) -> int:
-    """Serve until told to stop. Returns the process's exit status."""
+def serve(settings: Settings, loaders: Mapping[str, Loader] | None = None) -> int:
+    """Serve until told to stop; `loaders` by model id replace the local engines. Returns the process's exit status."""
     try:
         listener = _listen(settings.host, settings.port)
     except OSError as error:
         raise SettingsError(
             f"Cannot listen on {settings.host}:{settings.port}: {error.strerror}. Choose another with PORT."
         ) from error
+    for name, value in _ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
     with listener:
-        service = build(settings)
+        service = build(settings, loaders)
         config = uvicorn.Config(
             service.app,
             log_config=None,
@@ -76,6 +85,8 @@ async def _run(settings: Settings, service: Service, server: _Uvicorn, listener:
         await _drain(settings.drain_s, service, stop_now)
     elif failed.done():
         print(f"The server ends: {failed.result()}.", file=sys.stderr)
+    if stop_now.is_set():
+        server.config.timeout_graceful_shutdown = 0
     server.should_exit = True
     await serving
     stopped.cancel()
@@ -106,6 +117,9 @@ async def _tell_progress(settings: Settings, service: Service, started: float) -
             loading = [model for model in service.engines.models if service.engines.state(model) == "loading"]
             print(f"Loading {', '.join(loading)}: {time.monotonic() - started:.0f} s", file=sys.stderr)
     if service.engines.ready:
+        # What was loaded stays: a collection that walked through it would hold the event loop for long.
+        gc.collect()
+        gc.freeze()
         print(f"Ready after {time.monotonic() - started:.0f} s.", file=sys.stderr)
         print(_welcome(settings, service), flush=True)
 

@@ -4,6 +4,7 @@ A variable `SERVING_X` overrides the key `x` of the file. `SERVING_CONFIG` names
 demo model is served. Unknown keys and impossible values are a SettingsError that names them.
 """
 
+import math
 import os
 import tomllib
 from collections.abc import Mapping
@@ -90,14 +91,16 @@ def load(environ: Mapping[str, str] = os.environ, overrides: Mapping[str, object
 
 def _read_file(path: Path) -> dict[str, object]:
     try:
-        table = tomllib.loads(path.read_text())
+        table = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise SettingsError(f"The configuration file {path} cannot be read: {error.strerror}.") from error
-    except tomllib.TOMLDecodeError as error:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise SettingsError(f"{path} is not valid TOML: {error}.") from error
     values: dict[str, object] = {}
     for name, value in _known(Settings, table, str(path)).items():
         if name == "models":
+            if not isinstance(value, list):
+                raise SettingsError(f"{path}: models must be tables: each begins with [[models]].")
             values[name] = tuple(_model(item, f"{path}: models[{i}]", path.parent) for i, item in enumerate(value))
         else:
             values[name] = _typed(Settings, name, value, str(path))
@@ -105,20 +108,24 @@ def _read_file(path: Path) -> dict[str, object]:
 
 
 def _model(table: Any, where: str, folder: Path) -> ModelSettings:  # noqa: ANN401  # anything TOML can hold
-    if not isinstance(table, dict):
-        raise SettingsError(f"{where} must be a table.")
-    values = _known(ModelSettings, table, where)
+    values = _known(ModelSettings, _table(table, where), where)
     missing = [f.name for f in fields(ModelSettings) if f.default is MISSING and f.default_factory is MISSING]
     if absent := [name for name in missing if name not in values]:
         raise SettingsError(f"{where} lacks {', '.join(absent)}.")
-    price = values.pop("price", {})
-    engine = values.pop("engine", {})
+    price = _table(values.pop("price", {}), f"{where}.price")
+    engine = _table(values.pop("engine", {}), f"{where}.engine")
     typed = {name: _typed(ModelSettings, name, value, where) for name, value in values.items()}
     # A relative folder is meant relative to the file that names it; a hub id is no folder.
     local = folder / str(typed["path"])
     typed["path"] = str(local) if local.exists() else typed["path"]
     prices = {name: _typed(Price, name, value, f"{where}.price") for name, value in _known(Price, price, where).items()}
     return ModelSettings(**typed, price=Price(**prices), engine=engine)
+
+
+def _table(value: Any, where: str) -> dict[str, Any]:  # noqa: ANN401  # anything TOML can hold
+    if not isinstance(value, dict):
+        raise SettingsError(f"{where} must be a table.")
+    return value
 
 
 def _known(kind: type, table: dict[str, Any], where: str) -> dict[str, Any]:
@@ -173,9 +180,12 @@ def _check(settings: Settings) -> None:
     if settings.log_format not in ("text", "json"):
         raise SettingsError("log_format must be `text` or `json`.")
     for name in ("max_body_bytes", "max_running_choices", "keep_alive_s", "write_timeout_s", "drain_s"):
-        if not getattr(settings, name) > 0:
-            raise SettingsError(f"{name} must be greater than 0.")
+        if not 0 < getattr(settings, name) < math.inf:
+            raise SettingsError(f"{name} must be greater than 0, and finite.")
     for model in settings.models:
         price = model.price
         if not 0 <= price.cached_per_1k <= price.input_per_1k or price.output_per_1k < 0:
-            raise SettingsError(f"{model.id}: prices must be 0 or more, and cached_per_1k at most input_per_1k.")
+            raise SettingsError(
+                f"{model.id}: input_per_1k, cached_per_1k and output_per_1k must be 0 or more, and cached_per_1k at "
+                "most input_per_1k."
+            )

@@ -15,8 +15,16 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_token
 DEMO_SPLIT = r"'(?:s|t|re|ve|m|ll|d)\b| ?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+|\n|[^\S\n]+(?!\S)|[^\S\n]+"
 
 # Source: the pre-tokenizer of Llama 3's tokenizer.json.
-LLAMA3_SPLIT = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+LLAMA3_SPLIT = "|".join(
+    (
+        r"(?i:'s|'t|'re|'ve|'m|'ll|'d)",
+        r"[^\r\n\p{L}\p{N}]?\p{L}+",
+        r"\p{N}{1,3}",
+        r" ?[^\s\p{L}\p{N}]+[\r\n]*",
+        r"\s*[\r\n]+",
+        r"\s+(?!\S)",
+        r"\s+",
+    )
 )
 
 
@@ -41,7 +49,9 @@ def train_bpe(texts: Iterable[str], vocab_size: int, special_tokens: list[str], 
 
 
 def save(tokenizer: Tokenizer, folder: Path, *, bos: str, eos: str, pad: str, max_length: int) -> None:
-    """Writes tokenizer.json and tokenizer_config.json."""
+    """Writes tokenizer.json and tokenizer_config.json. Special tokens with no job of their own are named too."""
+    named = {bos, eos, pad}
+    added = tokenizer.get_added_tokens_decoder().values()
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer.save(str(folder / "tokenizer.json"))
     config = {
@@ -49,6 +59,7 @@ def save(tokenizer: Tokenizer, folder: Path, *, bos: str, eos: str, pad: str, ma
         "bos_token": bos,
         "eos_token": eos,
         "pad_token": pad,
+        "extra_special_tokens": [token.content for token in added if token.content not in named],
         "clean_up_tokenization_spaces": False,
         "model_max_length": max_length,
     }

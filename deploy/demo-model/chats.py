@@ -7,7 +7,15 @@ from turns import GRAMMAR, Turn
 from world import draw_event_slots, draw_name, draw_setting
 
 TOPICS = load_topics("chat.txt")
-WEIGHTS = {"hello": 5.0, "who": 2.0, "can": 2.0, "unknown": 5.0, "story.animal": 3.0, "story.job": 3.0, "story.any": 3.0}
+WEIGHTS = {
+    "hello": 5.0,
+    "who": 2.0,
+    "can": 2.0,
+    "unknown": 5.0,
+    "story.animal": 3.0,
+    "story.job": 3.0,
+    "story.any": 3.0,
+}
 LAST = ("thanks", "bye")
 
 

@@ -26,15 +26,15 @@ def orthogonal(matrix: torch.Tensor) -> torch.Tensor:
     return wide.T if matrix.shape[0] > matrix.shape[1] else wide
 
 
-class Muon(torch.optim.Optimizer):
+class Muon(torch.optim.Optimizer):  # type: ignore[misc]
     """With several workers each computes its share of the matrices and sends the new weights to the others."""
 
     def __init__(self, params: Iterable[torch.Tensor], lr: float, momentum: float, weight_decay: float) -> None:
         defaults = {"lr": lr, "initial_lr": lr, "momentum": momentum, "weight_decay": weight_decay}
         super().__init__(params, defaults)
 
-    @torch.no_grad()
-    def step(self, closure: None = None) -> None:  # type: ignore[override]
+    @torch.no_grad()  # type: ignore[untyped-decorator]
+    def step(self, closure: None = None) -> None:
         workers, worker = dist.get_world_size(), dist.get_rank()
         for group in self.param_groups:
             shares = [group["params"][number::workers] for number in range(workers)]

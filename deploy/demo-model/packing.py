@@ -4,8 +4,6 @@ Headers and contents are encoded apart and special tokens by id, exactly as the 
 user turns are read but not learned: the labels there are IGNORE, so the model's small capacity goes into writing.
 """
 
-from collections.abc import Iterator
-
 import torch
 from tokenizers import Tokenizer
 
@@ -16,6 +14,7 @@ IGNORE = -100
 READ_ONLY = frozenset({"system", "user"})
 BUFFER = 48
 SMALLEST_REST = 48
+SPECIAL_TOKENS = ("<|pad|>", "<s>", "</s>", "<|im_start|>", "<|im_end|>")
 
 Encoded = tuple[list[int], list[int]]
 
@@ -27,8 +26,8 @@ class Packer:
         self._tokenizer = tokenizer
         self._stream = documents(seed)
         self._waiting: list[Encoded] = []
-        special = {name: tokenizer.token_to_id(name) for name in ("<|pad|>", "<s>", "</s>", "<|im_start|>", "<|im_end|>")}
-        self._pad, self._bos, self._eos, self._start, self._end = special.values()
+        vocabulary = tokenizer.get_vocab()
+        self._pad, self._bos, self._eos, self._start, self._end = (vocabulary[name] for name in SPECIAL_TOKENS)
 
     def encode(self, turns: list[Turn]) -> Encoded:
         ids, labels = [self._bos], [IGNORE]
@@ -59,7 +58,3 @@ class Packer:
         """`ids, labels: [rows, length] int64`; labels stand at the position of their own token."""
         packed = [self._row(length) for _ in range(rows)]
         return torch.tensor([row[0] for row in packed]), torch.tensor([row[1] for row in packed])
-
-    def batches(self, rows: int, length: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        while True:
-            yield self.batch(rows, length)

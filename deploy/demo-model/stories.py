@@ -2,10 +2,11 @@
 
 import random
 from dataclasses import dataclass
+from itertools import pairwise
 
-from grammar import DATA, sections
+from grammar import sections
 from turns import GRAMMAR, Turn, instruction, system_prompt
-from world import GENRES, MOODS, Person, Setting, draw_cast, draw_event_slots, draw_setting
+from world import Person, Setting, draw_cast, draw_event_slots, draw_setting
 
 FILLERS = ("travel", "rest", "chat", "air")
 ROLES = ("a", "b", "c")
@@ -47,16 +48,12 @@ def _load_arcs() -> list[Arc]:
     for lines in sections("arcs.txt").values():
         plots = tuple(line[2:] for line in lines if line.startswith("@"))
         starts = [number for number, line in enumerate(lines) if line.startswith("#")] + [len(lines)]
-        beats = tuple(
-            _beat(lines[start][2:].strip(), lines[start + 1 : stop])
-            for start, stop in zip(starts, starts[1:], strict=False)
-        )
+        beats = tuple(_beat(lines[start][2:].strip(), lines[start + 1 : stop]) for start, stop in pairwise(starts))
         arcs.append(Arc(plots, beats))
     return arcs
 
 
 def _load_events() -> list[Beat]:
-    assert (DATA / "events.txt").exists()
     return [_beat("", lines) for lines in sections("events.txt").values()]
 
 
@@ -186,6 +183,3 @@ def event_story(rng: random.Random) -> list[Turn]:
         return turns
     plot = " ".join(sums[: rng.randint(1, 3)])
     return [system_prompt(rng, "task.story", plot, _style(rng, slots), people, slots), *turns]
-
-
-__all__ = ["GENRES", "MOODS", "arc_story", "cast_slots", "event_story"]

@@ -3,12 +3,15 @@
 The learning rate and the row length follow the share of the time that is used, not a step count, so a slow or busy
 machine gets a whole schedule with fewer steps. The data depends on the seed alone. Writes a checkpoint every few
 minutes; the last one is the model. One worker process per core, each with one thread, averages gradients with the
-others: on a busy machine that is far faster than one process with many threads. Run: python deploy/demo-model/train.py --minutes 38
+others: on a busy machine that is far faster than one process with many threads.
+
+Run: python deploy/demo-model/train.py --minutes 38
 """
 
 import argparse
 import csv
 import math
+import signal
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,12 +25,13 @@ from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
 
 from muon import Muon
 from packing import IGNORE, Packer
+from plot import draw
 
 HERE = Path(__file__).resolve().parent
 FOLDER = HERE.parents[1] / "serving" / "demo" / "opus-v1-sm"
 CONTEXT = 4096
 HELD_OUT_SEED = 999_983
-WARM_UP, DECAY_FROM, FINAL_RATE = 0.02, 0.5, 0.03
+WARM_UP, DECAY_FROM, FINAL_RATE = 0.02, 0.6, 0.03
 # Share of the time -> rows of each worker and row length; the last phase makes long prompts familiar.
 PHASES = ((0.82, 4, 512), (1.0, 1, 2048))
 CHECKPOINT_S = 240.0
@@ -40,13 +44,14 @@ class Options:
     seed: int
     workers: int
     rate: float
+    clock: str
     folder: Path
     logs: Path
 
 
 def make_model(tokenizer: Tokenizer, seed: int) -> LlamaForCausalLM:
     torch.manual_seed(seed)
-    ids = {name: tokenizer.token_to_id(f"{name}") for name in ("<s>", "</s>", "<|pad|>")}
+    ids = {name: tokenizer.token_to_id(name) for name in ("<s>", "</s>", "<|pad|>")}
     config = LlamaConfig(
         vocab_size=tokenizer.get_vocab_size(),
         hidden_size=256,
@@ -123,12 +128,31 @@ class Log:
             row = (step, tokens, f"{minutes:.2f}", f"{rate:.5f}", f"{train:.4f}", shown)
             csv.writer(file, lineterminator="\n").writerow(row)
         speed = tokens / max(minutes * 60, 1e-9)
-        print(f"{minutes:5.1f} min  step {step}  {tokens / 1e6:.2f}M tokens  {speed:.0f}/s  loss {train:.3f} {shown}", flush=True)
+        print(
+            f"{minutes:5.1f} min  step {step}  {tokens / 1e6:.2f}M tokens  {speed:.0f}/s  loss {train:.3f} {shown}",
+            flush=True,
+        )
 
 
-@torch.no_grad()
+@torch.no_grad()  # type: ignore[untyped-decorator]
 def held_out_loss(model: LlamaForCausalLM, rows: list[tuple[torch.Tensor, torch.Tensor]]) -> float:
-    return sum(loss_of(model, ids, labels).item() for ids, labels in rows) / len(rows)
+    return float(sum(loss_of(model, ids, labels).item() for ids, labels in rows) / len(rows))
+
+
+class Budget:
+    """The share of the time that is used. SIGUSR1 to the first worker begins the decay at once and so ends it early."""
+
+    def __init__(self, minutes: float, clock: str) -> None:
+        self._now = time.process_time if clock == "cpu" else time.monotonic
+        self._began = self._now()
+        self._total_s = minutes * 60
+        signal.signal(signal.SIGUSR1, lambda *_: self._hurry())
+
+    def share(self) -> float:
+        return (self._now() - self._began) / self._total_s
+
+    def _hurry(self) -> None:
+        self._total_s *= min(1.0, self.share() / DECAY_FROM)
 
 
 def average_gradients(model: LlamaForCausalLM, workers: int) -> None:
@@ -170,7 +194,8 @@ def train(worker: int, options: Options) -> None:
     log = Log(options.logs) if worker == 0 else None
     began = saved = time.monotonic()
     step, tokens, recent = 0, 0, 0.0
-    while (share := agreed((time.monotonic() - began) / (options.minutes * 60))) < 1.0:
+    budget = Budget(options.minutes, options.clock)
+    while (share := agreed(budget.share())) < 1.0:
         rows, length = next((rows, length) for until, rows, length in PHASES if share < until)
         loss = loss_of(model, *packer.batch(rows, length))
         loss.backward()
@@ -199,12 +224,14 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--workers", type=int, default=2, help="processes, one per core")
     parser.add_argument("--rate", type=float, default=0.02, help="Muon's peak rate; AdamW's is a fixed share of it")
+    parser.add_argument("--clock", choices=("wall", "cpu"), default="wall", help="cpu: count a worker's own CPU time")
     parser.add_argument("--folder", type=Path, default=FOLDER, help="holds tokenizer.json and receives the model")
     parser.add_argument("--logs", type=Path, default=HERE, help="receives loss.csv")
     options = Options(**vars(parser.parse_args()))
     (options.folder / ".workers").unlink(missing_ok=True)
-    mp.spawn(train, args=(options,), nprocs=options.workers)  # type: ignore[no-untyped-call]
+    mp.spawn(train, args=(options,), nprocs=options.workers)
     (options.folder / ".workers").unlink(missing_ok=True)
+    draw(options.logs)
 
 
 if __name__ == "__main__":

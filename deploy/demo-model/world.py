@@ -8,9 +8,21 @@ from dataclasses import dataclass
 
 from grammar import Grammar
 
+# The prefixes of the genres in data/world.txt.
 GENRES = (
-    "fairy sea space detective magic kitchen ghost town desert robot forest kingdom".split()
-)  # one prefix per genre in data/world.txt
+    "fairy",
+    "sea",
+    "space",
+    "detective",
+    "magic",
+    "kitchen",
+    "ghost",
+    "town",
+    "desert",
+    "robot",
+    "forest",
+    "kingdom",
+)
 GENRE_LISTS = ("thing", "creature", "ride", "danger")
 EVENT_LISTS = ("item", "adj", "animal", "spot", "color", "number", "food", "drink", "skill")
 PERSON_LISTS = ("look", "like", "fear", "wish")
@@ -52,10 +64,8 @@ def invented_name(rng: random.Random, grammar: Grammar) -> str:
 
 
 def draw_name(rng: random.Random, grammar: Grammar, gender: str) -> str:
-    if rng.random() < INVENTED_NAMES:
-        name = invented_name(rng, grammar)
-    else:
-        name = grammar.pick(rng, f"name.{gender}")
+    invented = rng.random() < INVENTED_NAMES
+    name = invented_name(rng, grammar) if invented else grammar.pick(rng, f"name.{gender}")
     if rng.random() < TITLED_NAMES:
         title = grammar.pick(rng, f"title.{gender}")
         name = f"{title} {name}"

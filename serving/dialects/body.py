@@ -66,8 +66,8 @@ def describe(error: str) -> tuple[str, str | None]:
     """Sentence and field of a validation error. Source: the wording of msgspec 0.22."""
     where = _WHERE.search(error)
     reason = error[: where.start()] if where else error
-    # `Invalid enum value 'x'` repeats what was sent.
-    reason = re.sub(r" '.*'$", "", reason)
+    # `Invalid enum value 'x'` repeats what was sent, in quotes of either kind.
+    reason = re.sub(r"^(Invalid enum value) .*$", r"\1", reason, flags=re.DOTALL)
     path = where["path"] if where else ""
     if missing := re.fullmatch(r"Object missing required field `(.+)`", reason):
         path = f"{path}.{missing[1]}" if path else missing[1]

@@ -9,12 +9,12 @@ from typing import Annotated, Any
 import msgspec
 from msgspec import Meta
 
-Temperature = Annotated[float, Meta(ge=0, le=100, description="0 takes the likeliest token.")]
+Temperature = Annotated[float, Meta(ge=0, le=2, description="0 takes the likeliest token.")]
 TopP = Annotated[float, Meta(gt=0, le=1, description="1 is off.")]
 TopK = Annotated[int, Meta(ge=-1, le=1_000_000, description="0 and -1 are off.")]
 MinP = Annotated[float, Meta(ge=0, le=1, description="0 is off.")]
 Penalty = Annotated[float, Meta(ge=-2, le=2, description="0 is off; counts output tokens only.")]
-RepetitionPenalty = Annotated[float, Meta(gt=0, le=100, description="1 is off; counts prompt and output tokens.")]
+RepetitionPenalty = Annotated[float, Meta(ge=0.01, le=100, description="1 is off; counts prompt and output tokens.")]
 Seed = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
 MaxTokens = Annotated[int, Meta(ge=1, le=2**31 - 1)]
 TokenCount = Annotated[int, Meta(ge=0, le=2**31 - 1)]
@@ -26,6 +26,8 @@ LogitBias = Annotated[dict[BiasedToken, Bias], Meta(max_length=1024)]
 StopString = Annotated[str, Meta(max_length=1024)]
 StopStrings = Annotated[list[StopString], Meta(max_length=256)]
 Name = Annotated[str, Meta(max_length=1024)]
+ModelName = Annotated[str, Meta(max_length=8192)]
+"""Long enough for an escaped role config; bounded, since escapes are taken out in Python."""
 RoleNames = Annotated[list[Annotated[str, Meta(max_length=64)]], Meta(max_length=16)]
 
 MAX_MESSAGES = 4096

@@ -25,7 +25,7 @@ from serving.accounts.keys import KeyFile
 from serving.core import Caller
 from serving.dialects.base import Answer, Catalog, Context, Dialect, Endpoint, Listing, ModelInfo, Teller
 from serving.dialects.body import ClientGone, decode, read_body
-from serving.errors import EngineFailed, PayloadTooLarge, ServingError, Unauthenticated
+from serving.errors import EngineFailed, Overloaded, PayloadTooLarge, ServingError, Unauthenticated
 from serving.pipeline import Pipeline
 
 log = logging.getLogger(__name__)
@@ -118,6 +118,9 @@ class Exchange(Response):
             telemetry.DISCONNECTS.labels(self._dialect.name).inc()
         except ServingError as error:
             await self._fail(error, reply)
+        except asyncio.CancelledError:
+            # Nobody but the server's own end cancels a request, and the client is still there to be told.
+            await self._fail(Overloaded("The server was stopped. Try again in a moment."), reply)
         except Exception:
             log.exception("request %s failed", self._id)
             await self._fail(EngineFailed("The server made a mistake. Try again."), reply)
@@ -133,7 +136,7 @@ class Exchange(Response):
                 if (gone.done() and not answer.done()) or reply.stalled_s() > self._http.write_timeout_s:
                     raise ClientGone
                 if not answer.done() and self._teller and self._teller.streamed and reply.silent_s() >= silence:
-                    await reply.write(self._teller.keep_alive())
+                    await self._keep_alive(self._teller, reply)
             await answer
         finally:
             gone.cancel()
@@ -143,6 +146,14 @@ class Exchange(Response):
                 await asyncio.wait({answer})
                 if not answer.cancelled():
                     answer.exception()
+
+    async def _keep_alive(self, teller: Teller, reply: Reply) -> None:
+        """Break a silence. It must not wait for long either: whoever does not read is not watched meanwhile."""
+        try:
+            async with asyncio.timeout(self._http.write_timeout_s):
+                await reply.write(teller.keep_alive())
+        except TimeoutError:
+            raise ClientGone from None
 
     async def _answer(self, caller: Caller, body: bytes, reply: Reply) -> None:
         """Body to answer, sent as it comes or whole."""

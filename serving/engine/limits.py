@@ -5,7 +5,7 @@ here was seen (tests/engine/test_fuzz.py) to kill the engine, to stall its loop 
 nonsense. Keeps the law that no request can kill an engine. Standard library only; messages never repeat a prompt.
 """
 
-import math
+from collections.abc import Collection
 from dataclasses import dataclass
 
 from serving.core import PreparedRequest, Sampling
@@ -35,30 +35,27 @@ def _refuse(param: str, rule: str) -> InvalidRequest:
 
 
 def _real(param: str, value: float, low: float, high: float) -> None:
-    if not (isinstance(value, (int, float)) and math.isfinite(value) and low <= value <= high):
+    # Compared first: an integer beyond every float would raise in isfinite, and NaN compares false.
+    if type(value) not in (int, float) or not low <= value <= high:
         raise _refuse(param, f"must be a number from {low:g} to {high:g}")
 
 
 def _integer(param: str, value: int, low: int, high: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+    if type(value) is not int or not low <= value <= high:
         raise _refuse(param, f"must be an integer from {low} to {high}")
 
 
 def _text(param: str, value: str) -> None:
     try:
         value.encode()
-    except UnicodeEncodeError:
-        raise _refuse(param, "must be valid Unicode, without lone surrogates") from None
+    except (UnicodeEncodeError, AttributeError):
+        raise _refuse(param, "must be text of valid Unicode, without lone surrogates") from None
 
 
-def _ids(param: str, ids: tuple[int, ...] | list[int], vocab_size: int) -> None:
-    if not ids:
-        return
-    try:
-        inside = min(ids) >= 0 and max(ids) < vocab_size and not isinstance(sum(ids), float)
-    except TypeError:
-        inside = False
-    if not inside:
+def _ids(param: str, ids: Collection[int], vocab_size: int) -> None:
+    # By type, not by isinstance: True among token ids ends the thread in which vLLM 0.32's engine core reads requests
+    # ("Expected `int`, got `bool`", core.py process_input_sockets), and from then on every request hangs.
+    if ids and (set(map(type, ids)) != {int} or min(ids) < 0 or max(ids) >= vocab_size):
         raise _refuse(param, f"must hold token ids from 0 to {vocab_size - 1}")
 
 
@@ -77,7 +74,7 @@ def _check_sampling(sampling: Sampling, vocab_size: int) -> None:
     if sampling.logit_bias:
         if len(sampling.logit_bias) > MAX_LOGIT_BIAS:
             raise _refuse("logit_bias", f"may hold up to {MAX_LOGIT_BIAS} tokens")
-        _ids("logit_bias", list(sampling.logit_bias), vocab_size)
+        _ids("logit_bias", sampling.logit_bias, vocab_size)
         for bias in sampling.logit_bias.values():
             _real("logit_bias", bias, -100.0, 100.0)
 
@@ -86,9 +83,9 @@ def _check_stopping(request: PreparedRequest, vocab_size: int) -> None:
     if len(request.stop) > MAX_STOP_STRINGS:
         raise _refuse("stop", f"may hold up to {MAX_STOP_STRINGS} strings")
     for stop in request.stop:
-        if not stop or len(stop) > MAX_STOP_CHARS:
-            raise _refuse("stop", f"strings must have from 1 to {MAX_STOP_CHARS} characters")
         _text("stop", stop)
+        if not 1 <= len(stop) <= MAX_STOP_CHARS:
+            raise _refuse("stop", f"strings must have from 1 to {MAX_STOP_CHARS} characters")
     if len(request.stop_token_ids) > MAX_STOP_TOKEN_IDS:
         raise _refuse("stop_token_ids", f"may hold up to {MAX_STOP_TOKEN_IDS} ids")
     _ids("stop_token_ids", request.stop_token_ids, vocab_size)
@@ -98,9 +95,9 @@ def check(request: PreparedRequest, model: Model) -> None:
     """Raise InvalidRequest naming the field, or PromptTooLong, when `request` could harm the engine."""
     if not request.token_ids:
         raise _refuse("prompt", "must not be empty")
-    # Compared before the ids are looked at: a prompt far over the limit should cost nothing.
-    needed = len(request.token_ids) + max(1, request.max_tokens)
     _integer("max_tokens", request.max_tokens, 0, INT64_MAX)
+    # Before the ids are looked at: a prompt far over the limit costs nothing.
+    needed = len(request.token_ids) + max(1, request.max_tokens)
     if needed > model.context_tokens:
         raise PromptTooLong(
             f"The prompt has {len(request.token_ids)} tokens and {request.max_tokens} more are asked for, but the "
@@ -109,7 +106,7 @@ def check(request: PreparedRequest, model: Model) -> None:
         )
     _ids("prompt", request.token_ids, model.vocab_size)
     _check_sampling(request.sampling, model.vocab_size)
-    _integer("min_tokens", request.sampling.min_tokens, 0, max(request.max_tokens, 0))
+    _integer("min_tokens", request.sampling.min_tokens, 0, request.max_tokens)
     _check_stopping(request, model.vocab_size)
     if request.logprobs is not None:
         _integer("logprobs", request.logprobs, 0, model.max_logprobs)

@@ -58,8 +58,9 @@ class _Text:
             end, begin, self.stop = min(found, key=lambda match: match[0])
             told, self.pending = self.pending[: end if self.include_stop else begin], ""
             return told
-        keep = max(map(len, self.stops), default=1) - 1
-        told, self.pending = self.pending[: len(self.pending) - keep], self.pending[len(self.pending) - keep :]
+        held = max(map(len, self.stops), default=1) - 1
+        at = max(0, len(self.pending) - held)
+        told, self.pending = self.pending[:at], self.pending[at:]
         return told
 
     def flush(self) -> str:

@@ -34,9 +34,9 @@ class MemoryLedger:
     _receipts: dict[str, Receipt] = field(default_factory=dict)
 
     def grant(self, account: str, amount: int) -> None:
-        """Add `amount` microcredits to what the account may use."""
+        """Add `amount` microcredits to what the account may use from now on."""
         balance = self.balances.setdefault(account, Balance())
-        balance.granted = (balance.granted or 0) + amount
+        balance.granted = (balance.used if balance.granted is None else balance.granted) + amount
 
     async def hold(self, caller: Caller, request_id: str, price: Price, worst_case: Usage) -> Hold:
         if request_id in self._open or request_id in self._receipts:
@@ -51,8 +51,8 @@ class MemoryLedger:
         return hold
 
     async def settle(self, hold: Hold, usage: Usage) -> Receipt:
-        if (receipt := self._receipts.get(hold.request_id)) is not None:
-            return receipt
+        if hold.request_id not in self._open:
+            return self._receipts.get(hold.request_id, Receipt(hold.request_id, Usage(), 0))
         balance = self.balances[hold.account]
         cost = hold.price.cost(usage)
         if balance.granted is not None:
@@ -60,17 +60,21 @@ class MemoryLedger:
             cost = min(cost, hold.amount)
         self._close(hold, balance)
         balance.used += cost
-        self._receipts[hold.request_id] = receipt = Receipt(hold.request_id, usage, cost)
-        if len(self._receipts) > _REMEMBERED_RECEIPTS:
-            del self._receipts[next(iter(self._receipts))]
-        return receipt
+        return self._remember(Receipt(hold.request_id, usage, cost))
 
     async def release(self, hold: Hold) -> None:
         if hold.request_id in self._open:
             self._close(hold, self.balances[hold.account])
+            self._remember(Receipt(hold.request_id, Usage(), 0))
 
     def _close(self, hold: Hold, balance: Balance) -> None:
         balance.held -= self._open.pop(hold.request_id).amount
+
+    def _remember(self, receipt: Receipt) -> Receipt:
+        self._receipts[receipt.request_id] = receipt
+        if len(self._receipts) > _REMEMBERED_RECEIPTS:
+            del self._receipts[next(iter(self._receipts))]
+        return receipt
 
 
 def affordable(price: Price, worst_case: Usage, free: int) -> Usage:

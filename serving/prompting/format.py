@@ -62,6 +62,8 @@ class Format:
 
     def render(self, prompt: ChatPrompt, most: int) -> list[int]:
         """The token ids of a chat. Raises InvalidRequest, TooManyTokens (over `most`)."""
+        if 2 * len(prompt.messages) > most:  # each has a start and an end at least: do not even write them
+            raise TooManyTokens(2 * len(prompt.messages), exact=False)
         pairs = self.template.pairs(prompt.messages, prompt.header)
         texts = [text for _, text in pairs if text]
         specials = len(pairs) + (self.bos_id is not None)

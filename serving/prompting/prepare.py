@@ -28,8 +28,8 @@ from serving.prompting.format import Format
 from serving.prompting.reader import OpenHeader, TextReader
 from serving.prompting.tokenizer import TooManyTokens, model_folder
 
-INLINE_CHARS = 4096
-"""Work over so many characters goes to a thread: at worst about 2 microseconds each, so 8 ms stay on the loop."""
+INLINE_CHARS = 2048
+"""Work over so many characters goes to a thread: at worst (one emoji after another) they take about 6 ms."""
 
 MOST_TEXT_TOKENS = 1_000_000
 """The most token ids that `Prompting.encode` makes of a text: more would hold the interpreter lock over 20 ms."""

@@ -115,21 +115,31 @@ class OpenHeader:
         self.logprobs: list[TokenLogprob] = []
 
     def feed(self, text: str, logprobs: tuple[TokenLogprob, ...], *, last: bool) -> int | None:
-        """Where the content begins in `text`: 0 when this is no header at all; None while that is open."""
+        """Where the content begins in `text`: 0 when this is no header at all; None while that is open.
+
+        A header that is still none but a header at the `last` is cut short: taken off, and nobody is named.
+        """
         self.text += text
         self.logprobs += logprobs
         self._end = self.text.find(self._marker, 0, HEADER_CHARS)
         if self._end < 0:
-            return 0 if last or len(self.text) >= HEADER_CHARS else None
+            if len(self.text) >= HEADER_CHARS or (last and not self._cut_short()):
+                return 0
+            return len(self.text) if last else None
         begin = self._end + len(self._marker)
         rest = self.text[begin : begin + len(self._after)]
         if not last and len(rest) < len(self._after) and self._after.startswith(rest):
             return None
         return begin + len(rest) - len(_without_start(rest, self._after))
 
-    def names(self) -> tuple[str, ...]:
-        """Who speaks, by the whole header; none is the narrator."""
-        return self._template.read_header(self._begun + self.text[: self._end])[1]
+    def _cut_short(self) -> bool:
+        """Whether all of the text goes on with the header: its role stays the one that was begun."""
+        read = self._template.read_header
+        return read(self._begun + self.text)[0] == read(self._begun)[0]
+
+    def names(self) -> tuple[str, ...] | None:
+        """Who speaks, by the whole header: () is the narrator, None nobody yet."""
+        return self._template.read_header(self._begun + self.text[: self._end])[1] if self._end >= 0 else None
 
     def content_logprobs(self) -> tuple[TokenLogprob, ...]:
         """Those of tokens with content in them: a token of header alone is dropped."""

@@ -25,7 +25,8 @@ FILES = ("tokenizer.json", "tokenizer_config.json", "config.json", "generation_c
 """What is read of a model: the first must be there."""
 
 GROUP_CHARS = 131_072
-"""Texts are encoded in groups of about so many characters, since the tokens of a group are freed at once."""
+GROUP_TEXTS = 256
+"""Texts are encoded in groups of about so many, since a group is handed over and freed at once."""
 
 MOST_BYTES_AT_ONCE = 1_000_000
 """A text of more bytes could be more than a million tokens: it is looked at in slices first."""
@@ -157,7 +158,7 @@ def _groups(texts: Sequence[str]) -> Iterator[list[str]]:
     group: list[str] = []
     chars = 0
     for text in texts:
-        if group and chars + len(text) > GROUP_CHARS:
+        if group and (chars + len(text) > GROUP_CHARS or len(group) >= GROUP_TEXTS):
             yield group
             group, chars = [], 0
         group.append(text)

@@ -17,8 +17,8 @@ Train = Callable[..., Path]
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Train:
     """Trains a tokenizer into a folder of its own."""
 
-    def into(*args: Any, **kwargs: Any) -> Path:
-        return train(tmp_path_factory.mktemp("tokenizer"), *args, **kwargs)
+    def into(family: str, kind: str, *, special: bool = True, config: dict[str, Any] | None = None) -> Path:
+        return train(tmp_path_factory.mktemp("tokenizer"), family, kind, special=special, config=config)
 
     return into
 

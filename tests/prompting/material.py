@@ -7,21 +7,24 @@ from typing import Any
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
-from serving.core import ChatPrompt, GenerationRequest, Header, Prompt
-
 ROOT = Path(__file__).parents[2]
 DEMO = ROOT / "serving/demo/opus-v1-sm"
 LLAMA3 = ROOT / "tests/fixtures/llama3-tiny"
 SPELLINGS = ["<|im_start|>", "<|im_end|>", "<s>", "</s>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"]
 SPELLINGS += ["<|begin_of_text|>", "<|end_of_text|>", "text names= A; B\n", " character: A + B", "\n", " ", "<|im_"]
 
-plain_text = st.text(st.characters(exclude_categories=["Cs"]), max_size=40)
-"""Any text without lone surrogates."""
+plain_text = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\u2581"), max_size=40)
+"""Any text without lone surrogates, and without the mark that SentencePiece cannot tell from a space.
+
+Hypothesis also tries the constants of our code, special tokens among them."""
+
+ordinary_text = plain_text.filter(lambda text: not any(spelling in text for spelling in [*SPELLINGS[:9], "<unk>"]))
+"""Text that spells no special token."""
 
 hostile_text = st.lists(st.one_of(plain_text, st.sampled_from(SPELLINGS)), max_size=6).map("".join)
 """Text that also spells special tokens, headers, and white space at its ends."""
 
-CORPUS = ["Hello, world! Ann said: the text names= A; B are ours.\n\nwriter character: A + B\n", " \u00e9t\u00e9 3 < 4 "]
+CORPUS = ["Hello, world! Ann said: the text names= A; B are ours.\n\nwriter character: A + B\n", "\u00e9t\u00e9 3 < 4 "]
 FAMILIES = {
     "chatml-text": ["<unk>", "<s>", "</s>", "<|im_start|>", "<|im_end|>"],
     "llama3-writer": ["<unk>", "<|begin_of_text|>", "<|end_of_text|>", "<|start_header_id|>", "<|end_header_id|>"],
@@ -41,7 +44,7 @@ KINDS: dict[str, dict[str, Any]] = {
 
 
 def train(folder: Path, family: str, kind: str, *, special: bool = True, config: dict[str, Any] | None = None) -> Path:
-    """A tiny BPE of that kind, saved as a checkpoint's tokenizer. `special` False: its tokens are added, not special."""
+    """A tiny BPE of that kind, saved as a checkpoint's. `special` False: its tokens are added, but not special."""
     parts = KINDS[kind]
     byte_level = kind.startswith("byte level")
     tokenizer = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=not byte_level, fuse_unk=not byte_level))
@@ -75,9 +78,3 @@ def train(folder: Path, family: str, kind: str, *, special: bool = True, config:
 def _sentencepiece_decoder(*, marks: bool) -> decoders.Decoder:
     parts: list[Any] = [decoders.Replace("\u2581", " "), decoders.ByteFallback(), decoders.Fuse()]
     return decoders.Sequence(parts + ([decoders.Strip(" ", 1, 0)] if marks else []))
-
-
-def asked(*prompts: Prompt, **fields: Any) -> GenerationRequest:
-    """A request for prompts, by default an empty chat."""
-    chat = ChatPrompt((), Header("text"))
-    return GenerationRequest("r", "opus-v1-sm", prompts or (chat,), **fields)

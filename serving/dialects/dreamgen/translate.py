@@ -146,8 +146,12 @@ def teller(request: wire.CompletionRequest, core: GenerationRequest, context: Co
 def error_line(error: ServingError) -> bytes:
     """An error has no field for the field at fault, so the message names it, as this API spells it."""
     message = error.message
-    if error.param in _FIELDS:
-        message = message.replace(error.param, _FIELDS[error.param])
+    if error.param is not None:
+        field = _FIELDS.get(error.param, error.param)
+        if "_" in error.param:  # else it is also a word of the sentence
+            message = message.replace(error.param, field)
+        if field not in message:
+            message = f"{field}: {message}"
     return _encode(wire.CompletionError(message, False, error.status)) + b"\n"
 
 

@@ -37,7 +37,7 @@ class CompletionRequest(msgspec.Struct, kw_only=True, rename="camel"):
     `stream` false asks for a single line, when all is done. Both are additions of this project.
     """
 
-    model_id: str | None = None
+    model_id: fields.ModelName | None = None
     input: str
     sampling_params: SamplingParams | None = None
     output_mode: Literal["delta", "full"] | None = None

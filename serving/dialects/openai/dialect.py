@@ -11,6 +11,7 @@ from serving.dialects.openai.tell import chat_teller, error_body, text_teller
 from serving.dialects.openai.translate import chat_to_core, text_to_core
 from serving.dialects.sse import MEDIA_TYPE as SSE
 from serving.errors import ServingError
+from serving.prompting.roles import resolve
 
 _encode = msgspec.json.Encoder().encode
 _JSON = ("application/json",)
@@ -25,7 +26,8 @@ def list_models(catalog: Catalog, _: Mapping[str, Any]) -> bytes:
 
 
 def one_model(catalog: Catalog, path: Mapping[str, Any]) -> bytes:
-    info, _ = catalog.resolve(path["model"])
+    info, suffix = catalog.resolve(path["model"])
+    resolve(suffix=suffix)  # refuses what is no role config, as a request with this model would be
     return _encode(wire.ModelWire(path["model"], info.created, "story-serving"))
 
 

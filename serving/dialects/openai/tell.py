@@ -146,15 +146,15 @@ class ChatTeller(Teller):
         return wire.ChatChoice(index, message, chat_logprobs(choice.logprobs), choice.finish_reason or "stop")
 
 
+@dataclass
 class TextTeller(Teller):
     """Text completions."""
+
+    _offsets: dict[int, int] = field(default_factory=dict)
 
     kind = "text_completion"
     chunk_kind = "text_completion"
     id_prefix = "cmpl-"
-
-    def __post_init__(self) -> None:
-        self._offsets: dict[int, int] = {}
 
     def tell(self, event: Event | Receipt) -> bytes:
         if isinstance(event, Delta):

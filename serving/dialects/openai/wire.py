@@ -45,7 +45,7 @@ class ResponseFormat(msgspec.Struct, kw_only=True):
 class CommonRequest(FlatDryWire, kw_only=True):
     """What chat and text completions have in common."""
 
-    model: str | None = None
+    model: fields.ModelName | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     n: fields.Choices | None = None

@@ -1,0 +1,163 @@
+"""The service on scripted engines, in process or behind a loopback socket: what the tests of the edge are made of."""
+
+import asyncio
+import socket
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx
+import uvicorn
+
+from serving.app import Service, build
+from serving.core import Event, PreparedRequest, Price
+from serving.engine.base import Engine
+from serving.engine.scripted import ScriptedEngine
+from serving.prompting.prepare import Prompting
+from serving.settings import DEMO_MODEL_DIR, ModelSettings, Settings
+
+LLAMA3 = Path(__file__).parent / "fixtures/llama3-tiny"
+KEY = "sk-story-of-the-tests"
+PRICE = Price(input_per_1k=1000, cached_per_1k=500, output_per_1k=2000)
+SM, XL = "opus-v1-sm", "dream/opus-v1-xl"
+"""The default model writes ChatML, the other one Llama 3; a slash stands in its id."""
+DEADLINE_S = 10.0
+"""How long a test waits for what must happen: far longer than it takes."""
+
+
+class Door:
+    """Where work waits until it is let in; `knocked` is set when the first one stands before it."""
+
+    def __init__(self) -> None:
+        self.knocked = asyncio.Event()
+        self.opened = asyncio.Event()
+
+    async def wait(self) -> None:
+        self.knocked.set()
+        await self.opened.wait()
+
+
+class Stage:
+    """An engine that hands on to another one, which each test chooses. `door`: what a choice waits for outside of it."""
+
+    def __init__(self) -> None:
+        self.engine = ScriptedEngine()
+        self.door: Door | None = None
+
+    @property
+    def context_tokens(self) -> int:
+        return self.engine.context_tokens
+
+    async def generate(self, request: PreparedRequest) -> AsyncGenerator[Event, None]:
+        if self.door is not None:
+            await self.door.wait()
+        events = self.engine.generate(request)
+        try:
+            async for event in events:
+                yield event
+        finally:
+            await events.aclose()
+
+    async def check_health(self) -> None:
+        await self.engine.check_health()
+
+    async def wait_dead(self) -> None:
+        await asyncio.Event().wait()
+
+    async def shutdown(self) -> None:
+        await self.engine.shutdown()
+
+
+@dataclass(repr=False)
+class Running:
+    """A service that runs. `client` calls it in process, with a key that may do everything."""
+
+    service: Service
+    client: httpx.AsyncClient
+    stages: dict[str, Stage]
+    prompting: dict[str, Prompting] = field(default_factory=dict)
+
+    def play(self, model: str = SM, **kwargs: Any) -> ScriptedEngine:
+        """Put a new engine behind a model; also forgets what was charged."""
+        form = self.prompting[model].format
+        known = {"vocab_size": form.tokens.vocabulary_size, "eos_token_ids": tuple(form.eos_ids)}
+        engine = ScriptedEngine(**{**known, **kwargs})
+        self.stages[model].engine = engine
+        self.stages[model].door = None
+        self.service.ledger.balances.clear()
+        return engine
+
+    @property
+    def used(self) -> int:
+        """Microcredits charged since `play`, to all accounts."""
+        return sum(balance.used for balance in self.service.ledger.balances.values())
+
+    @property
+    def open_holds(self) -> int:
+        """Holds neither settled nor released."""
+        return len(self.service.ledger._open)
+
+
+def settings(data_dir: Path, **values: Any) -> Settings:
+    models = (
+        ModelSettings(SM, str(DEMO_MODEL_DIR), "chatml-text", price=PRICE),
+        ModelSettings(XL, str(LLAMA3), "llama3-writer", price=PRICE),
+    )
+    return Settings(**{"data_dir": data_dir, "api_key": KEY, "models": models, **values})
+
+
+def client_of(service: Service) -> httpx.AsyncClient:
+    transport = httpx.ASGITransport(app=service.app, raise_app_exceptions=False)
+    return httpx.AsyncClient(transport=transport, base_url="http://here", headers=bearer(KEY))
+
+
+def bearer(key: str) -> dict[str, str]:
+    return {"authorization": f"Bearer {key}"}
+
+
+@asynccontextmanager
+async def running(data_dir: Path, **values: Any) -> AsyncIterator[Running]:
+    """The service with these settings, loaded."""
+    configured = settings(data_dir, **values)
+    stages = {model.id: Stage() for model in configured.models}
+
+    def loader(stage: Stage) -> Callable[[], Awaitable[Engine]]:
+        async def load() -> Engine:
+            return stage
+
+        return load
+
+    service = build(configured, {model: loader(stage) for model, stage in stages.items()})
+    async with service.app.router.lifespan_context(service.app), client_of(service) as client:
+        await service.engines.wait_loaded()
+        run = Running(service, client, stages)
+        for model in configured.models:
+            run.prompting[model.id] = Prompting.load(model.path, None, model.template)
+            run.play(model.id)
+        yield run
+
+
+@asynccontextmanager
+async def listening(service: Service) -> AsyncIterator[tuple[str, int]]:
+    """The service behind a real socket, on the server that production uses. Gives its host and port."""
+    listener = socket.create_server(("127.0.0.1", 0))
+    config = uvicorn.Config(service.app, log_config=None, access_log=False, http="httptools", lifespan="off")
+    server = uvicorn.Server(config)
+    serving = asyncio.create_task(server._serve(sockets=[listener]))
+    try:
+        host, port = listener.getsockname()
+        yield host, port
+    finally:
+        server.should_exit = True
+        server.force_exit = True
+        await serving
+        listener.close()
+
+
+async def until(condition: Callable[[], bool], *, seconds: float = DEADLINE_S) -> None:
+    """Wait until a condition holds that a real socket brings about; fails after `seconds`."""
+    async with asyncio.timeout(seconds):
+        while not condition():
+            await asyncio.sleep(0.005)

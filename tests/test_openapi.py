@@ -1,0 +1,81 @@
+"""The OpenAPI document: complete, consistent with the wire models, and valid."""
+
+from typing import Any
+
+import httpx
+import pytest
+
+from serving.app import DIALECTS
+from serving.dialects.base import Endpoint
+from tests.dialects.bounds import fields
+
+
+@pytest.fixture(scope="module")
+async def document(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    from tests.service import running
+
+    async with running(tmp_path_factory.mktemp("data")) as run:
+        response: httpx.Response = await run.client.get("/openapi.json")
+        found: dict[str, Any] = response.json()
+        return found
+
+
+def resolve(document: dict[str, Any], schema: dict[str, Any]) -> dict[str, Any]:
+    while "$ref" in schema:
+        *_, name = schema["$ref"].split("/")
+        schema = document["components"]["schemas"][name]
+    return schema
+
+
+def references(part: object) -> set[str]:
+    if isinstance(part, list):
+        return {reference for item in part for reference in references(item)}
+    if isinstance(part, dict):
+        own = {part["$ref"]} if isinstance(part.get("$ref"), str) else set()
+        return own | {reference for item in part.values() for reference in references(item)}
+    return set()
+
+
+def test_every_endpoint_is_described(document: dict[str, Any]) -> None:
+    for dialect in DIALECTS:
+        for prefix in dialect.prefixes:
+            for endpoint in (*dialect.endpoints, *dialect.listings):
+                path = (prefix + endpoint.path).replace(":path", "")
+                methods = {"post"} if isinstance(endpoint, Endpoint) else {m.lower() for m in endpoint.methods}
+                assert set(document["paths"][path]) == methods
+                for operation in document["paths"][path].values():
+                    assert operation["tags"] == [dialect.name]
+                    assert operation["security"] == [{"bearer": []}]
+                    assert set(operation["responses"]) == {"200", "default"}
+
+
+def test_operation_ids_differ(document: dict[str, Any]) -> None:
+    ids = [operation["operationId"] for path in document["paths"].values() for operation in path.values()]
+    assert len(ids) == len(set(ids))
+
+
+def test_every_reference_leads_somewhere(document: dict[str, Any]) -> None:
+    known = {f"#/components/schemas/{name}" for name in document["components"]["schemas"]}
+    assert references(document) <= known
+    assert len(references(document)) > 10
+
+
+def test_every_bound_is_told(document: dict[str, Any]) -> None:
+    for dialect in DIALECTS:
+        for endpoint in dialect.endpoints:
+            operation = document["paths"][dialect.prefixes[0] + endpoint.path]["post"]
+            schema = resolve(document, operation["requestBody"]["content"]["application/json"]["schema"])
+            declared = {field.path[0] for field in fields(endpoint.wire)}
+            assert declared == set(schema["properties"])
+    sampling = document["components"]["schemas"]["SamplingParams"]["properties"]["temperature"]["anyOf"]
+    assert {"type": "number", "minimum": 0, "maximum": 2} in [
+        {key: value for key, value in option.items() if key != "description"} for option in sampling
+    ]
+
+
+def test_media_types_are_those_of_the_answers(document: dict[str, Any]) -> None:
+    for dialect in DIALECTS:
+        for endpoint in dialect.endpoints:
+            operation = document["paths"][dialect.prefixes[0] + endpoint.path]["post"]
+            told = set(operation["responses"]["200"]["content"])
+            assert told == {*endpoint.whole_media_types, *endpoint.stream_media_types}

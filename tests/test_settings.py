@@ -1,0 +1,158 @@
+"""Settings: the file, the environment over it, overrides over both; every mistake is told with its key."""
+
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+
+from serving.core import Price
+from serving.settings import DEMO_MODEL, Settings, SettingsError, load
+
+MODEL = '[[models]]\nid = "m"\npath = "org/m"\ntemplate = "chatml-text"\n'
+
+
+def write(tmp_path: Path, text: str) -> dict[str, str]:
+    path = tmp_path / "serving.toml"
+    path.write_text(text)
+    return {"SERVING_CONFIG": str(path)}
+
+
+def test_without_anything_the_demo_model_is_served() -> None:
+    assert load({}) == Settings()
+    assert load({}).models == (DEMO_MODEL,)
+
+
+def test_a_whole_file(tmp_path: Path) -> None:
+    text = """
+        host = "0.0.0.0"
+        port = 9000
+        api_key = "k"
+        demo_account = false
+        data_dir = "/var/lib/serving"
+        key_pepper = "p"
+        cors_origins = ["https://a", "https://b"]
+        default_model = "n"
+        max_body_bytes = 10
+        max_running_choices = 2
+        keep_alive_s = 5
+        write_timeout_s = 1.5
+        drain_s = 2
+        log_format = "json"
+    """
+    models = MODEL + '[[models]]\nid = "n"\npath = "x"\ntemplate = "llama3-writer"\nrevision = "abc"\n'
+    models += "[models.price]\ninput_per_1k = 3\ncached_per_1k = 1\noutput_per_1k = 4\n"
+    models += "[models.engine]\nmax_num_seqs = 8\n"
+    found = load(write(tmp_path, text + models))
+    values = {field.name: getattr(found, field.name) for field in fields(Settings)}
+    assert {name for name, value in values.items() if value == getattr(Settings(), name)} == set()
+    assert found.cors_origins == ("https://a", "https://b")
+    assert type(found.keep_alive_s) is float
+    assert found.data_dir == Path("/var/lib/serving")
+    assert found.models[1].price == Price(3, 1, 4)
+    assert found.models[1].engine == {"max_num_seqs": 8}
+    assert (found.models[0].revision, found.models[1].revision) == (None, "abc")
+
+
+def test_the_environment_is_over_the_file_and_overrides_over_both(tmp_path: Path) -> None:
+    environ = write(tmp_path, "port = 1\ndrain_s = 1\nlog_format = 'json'\n")
+    environ |= {"SERVING_PORT": "2", "SERVING_LOG_FORMAT": "text", "SERVING_HOST": ""}
+    found = load(environ, {"port": 3, "host": None})
+    assert (found.port, found.drain_s, found.log_format, found.host) == (3, 1, "text", "127.0.0.1")
+
+
+def test_every_kind_of_variable() -> None:
+    found = load(
+        {
+            "SERVING_DEMO_ACCOUNT": "False",
+            "SERVING_KEEP_ALIVE_S": "0.5",
+            "SERVING_DATA_DIR": "/x",
+            "SERVING_CORS_ORIGINS": "https://a, https://b,",
+            "SERVING_API_KEY": "k",
+        }
+    )
+    assert (found.demo_account, found.keep_alive_s, found.data_dir, found.api_key) == (False, 0.5, Path("/x"), "k")
+    assert found.cors_origins == ("https://a", "https://b")
+
+
+def test_the_override_config_is_over_the_variable(tmp_path: Path) -> None:
+    environ = write(tmp_path, "port = 1")
+    other = tmp_path / "other.toml"
+    other.write_text("port = 2")
+    assert load(environ, {"config": other}).port == 2
+
+
+def test_a_relative_path_is_meant_from_the_file(tmp_path: Path) -> None:
+    (tmp_path / "here").mkdir()
+    text = MODEL.replace("org/m", "here")
+    assert load(write(tmp_path, text)).models[0].path == str(tmp_path / "here")
+    assert load(write(tmp_path, MODEL)).models[0].path == "org/m"
+
+
+WRONG_FILES = {
+    "prot = 1": "prot",
+    "port = 'x'": "port",
+    "port = 1.5": "port",
+    "port = true": "port",
+    "port = 0": "port",
+    "port = 65536": "port",
+    "host = 1": "host",
+    "demo_account = 1": "demo_account",
+    "cors_origins = 'x'": "cors_origins",
+    "cors_origins = [1]": "cors_origins",
+    "data_dir = 1": "data_dir",
+    "log_format = 'xml'": "log_format",
+    "log_format = 1": "log_format",
+    "default_model = 'x'": "default_model",
+    "api_key = 1": "api_key",
+    "models = 1": "models",
+    "models = ['x']": "models[0]",
+    "models = []": "models",
+    "[models]\nid = 'm'": "[[models]]",
+    "[[models]]\nid = 'm'": "path, template",
+    MODEL + MODEL: "'m'",
+    MODEL + "size = 1": "size",
+    MODEL + "revision = 1": "revision",
+    MODEL + "price = 5": "price",
+    MODEL + "price = {per_1k = 1}": "per_1k",
+    MODEL + "price = {input_per_1k = 1.5}": "input_per_1k",
+    MODEL + "price = {input_per_1k = -1}": "input_per_1k",
+    MODEL + "price = {cached_per_1k = 2, input_per_1k = 1}": "cached_per_1k",
+    MODEL + "price = {output_per_1k = -1}": "output_per_1k",
+    MODEL + "engine = 5": "engine",
+    "port = ": "serving.toml",
+    **{f"{name} = {value}": name for name in ("keep_alive_s", "write_timeout_s", "drain_s") for value in (0, -1, "nan")},
+    **{f"{name} = inf": name for name in ("keep_alive_s", "write_timeout_s", "drain_s")},
+    **{f"{name} = 0": name for name in ("max_body_bytes", "max_running_choices")},
+}
+
+
+@pytest.mark.parametrize("text", WRONG_FILES, ids=lambda text: text[-30:])
+def test_a_wrong_file_names_the_key(tmp_path: Path, text: str) -> None:
+    with pytest.raises(SettingsError) as error:
+        load(write(tmp_path, text))
+    assert WRONG_FILES[text] in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+WRONG_VARIABLES = [("PORT", "x"), ("PORT", "70000"), ("DEMO_ACCOUNT", "maybe"), ("KEEP_ALIVE_S", "long"), ("DRAIN_S", "nan")]
+WRONG_VARIABLES += [("LOG_FORMAT", "xml"), ("DEFAULT_MODEL", "x"), ("MAX_BODY_BYTES", "1.5"), ("WRITE_TIMEOUT_S", "inf")]
+
+
+@pytest.mark.parametrize(("name", "value"), WRONG_VARIABLES)
+def test_a_wrong_variable_is_named(name: str, value: str) -> None:
+    with pytest.raises(SettingsError) as error:
+        load({f"SERVING_{name}": value})
+    assert name.lower() in str(error.value).lower()
+
+
+@pytest.mark.parametrize("content", [None, b"\xff\xfe"])
+def test_a_file_that_cannot_be_read_is_named(tmp_path: Path, content: bytes | None) -> None:
+    path = tmp_path / "config.toml"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(SettingsError, match=r"config\.toml"):
+        load({"SERVING_CONFIG": str(path)})
+
+
+def test_every_setting_is_documented() -> None:
+    assert all(field.metadata["doc"].endswith(".") for field in fields(Settings))
