@@ -4,7 +4,6 @@ import asyncio
 import socket
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +39,7 @@ class Door:
 
 
 class Stage:
-    """An engine that hands on to another one, which each test chooses. `door`: what a choice waits for outside of it."""
+    """An engine that hands on to another one, which each test chooses. `door`: where a choice waits before it."""
 
     def __init__(self) -> None:
         self.engine = ScriptedEngine()
@@ -70,16 +69,16 @@ class Stage:
         await self.engine.shutdown()
 
 
-@dataclass(repr=False)
 class Running:
     """A service that runs. `client` calls it in process, with a key that may do everything."""
 
-    service: Service
-    client: httpx.AsyncClient
-    stages: dict[str, Stage]
-    prompting: dict[str, Prompting] = field(default_factory=dict)
+    def __init__(self, service: Service, client: httpx.AsyncClient, stages: dict[str, Stage]) -> None:
+        self.service = service
+        self.client = client
+        self.stages = stages
+        self.prompting: dict[str, Prompting] = {}
 
-    def play(self, model: str = SM, **kwargs: Any) -> ScriptedEngine:
+    def play(self, model: str = SM, **kwargs: Any) -> ScriptedEngine:  # noqa: ANN401  # those of the engine
         """Put a new engine behind a model; also forgets what was charged."""
         form = self.prompting[model].format
         known = {"vocab_size": form.tokens.vocabulary_size, "eos_token_ids": tuple(form.eos_ids)}
@@ -100,7 +99,7 @@ class Running:
         return len(self.service.ledger._open)
 
 
-def settings(data_dir: Path, **values: Any) -> Settings:
+def settings(data_dir: Path, **values: Any) -> Settings:  # noqa: ANN401  # its own
     models = (
         ModelSettings(SM, str(DEMO_MODEL_DIR), "chatml-text", price=PRICE),
         ModelSettings(XL, str(LLAMA3), "llama3-writer", price=PRICE),
@@ -118,7 +117,7 @@ def bearer(key: str) -> dict[str, str]:
 
 
 @asynccontextmanager
-async def running(data_dir: Path, **values: Any) -> AsyncIterator[Running]:
+async def running(data_dir: Path, **values: Any) -> AsyncIterator[Running]:  # noqa: ANN401  # those of Settings
     """The service with these settings, loaded."""
     configured = settings(data_dir, **values)
     stages = {model.id: Stage() for model in configured.models}
@@ -159,5 +158,5 @@ async def listening(service: Service) -> AsyncIterator[tuple[str, int]]:
 async def until(condition: Callable[[], bool], *, seconds: float = DEADLINE_S) -> None:
     """Wait until a condition holds that a real socket brings about; fails after `seconds`."""
     async with asyncio.timeout(seconds):
-        while not condition():
+        while not condition():  # noqa: ASYNC110  # what a socket brings about sets no event of ours
             await asyncio.sleep(0.005)

@@ -6,7 +6,7 @@ import httpx
 import pytest
 
 from serving.app import DIALECTS
-from serving.dialects.base import Endpoint
+from serving.dialects.base import Endpoint, Listing
 from tests.dialects.bounds import fields
 
 
@@ -39,7 +39,8 @@ def references(part: object) -> set[str]:
 def test_every_endpoint_is_described(document: dict[str, Any]) -> None:
     for dialect in DIALECTS:
         for prefix in dialect.prefixes:
-            for endpoint in (*dialect.endpoints, *dialect.listings):
+            described: list[Endpoint[Any] | Listing] = [*dialect.endpoints, *dialect.listings]
+            for endpoint in described:
                 path = (prefix + endpoint.path).replace(":path", "")
                 methods = {"post"} if isinstance(endpoint, Endpoint) else {m.lower() for m in endpoint.methods}
                 assert set(document["paths"][path]) == methods

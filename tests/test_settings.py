@@ -120,7 +120,9 @@ WRONG_FILES = {
     MODEL + "price = {output_per_1k = -1}": "output_per_1k",
     MODEL + "engine = 5": "engine",
     "port = ": "serving.toml",
-    **{f"{name} = {value}": name for name in ("keep_alive_s", "write_timeout_s", "drain_s") for value in (0, -1, "nan")},
+    **{
+        f"{name} = {value}": name for name in ("keep_alive_s", "write_timeout_s", "drain_s") for value in (0, -1, "nan")
+    },
     **{f"{name} = inf": name for name in ("keep_alive_s", "write_timeout_s", "drain_s")},
     **{f"{name} = 0": name for name in ("max_body_bytes", "max_running_choices")},
 }
@@ -134,8 +136,19 @@ def test_a_wrong_file_names_the_key(tmp_path: Path, text: str) -> None:
     assert "\n" not in str(error.value)
 
 
-WRONG_VARIABLES = [("PORT", "x"), ("PORT", "70000"), ("DEMO_ACCOUNT", "maybe"), ("KEEP_ALIVE_S", "long"), ("DRAIN_S", "nan")]
-WRONG_VARIABLES += [("LOG_FORMAT", "xml"), ("DEFAULT_MODEL", "x"), ("MAX_BODY_BYTES", "1.5"), ("WRITE_TIMEOUT_S", "inf")]
+WRONG_VARIABLES = [
+    ("PORT", "x"),
+    ("PORT", "70000"),
+    ("DEMO_ACCOUNT", "maybe"),
+    ("KEEP_ALIVE_S", "long"),
+    ("DRAIN_S", "nan"),
+]
+WRONG_VARIABLES += [
+    ("LOG_FORMAT", "xml"),
+    ("DEFAULT_MODEL", "x"),
+    ("MAX_BODY_BYTES", "1.5"),
+    ("WRITE_TIMEOUT_S", "inf"),
+]
 
 
 @pytest.mark.parametrize(("name", "value"), WRONG_VARIABLES)

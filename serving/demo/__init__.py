@@ -1,0 +1,1 @@
+"""The bundled demo model: `opus-v1-sm/` holds its weights and tokenizer, `deploy/demo-model/` how they were made."""

@@ -1,7 +1,8 @@
 """Bytes of a request's body -> its wire model, with a bound on what that costs. It knows no dialect.
 
 Decoding holds the event loop, so its cost is bounded before it begins (law 11): a body of the largest size that is one
-long text decodes in a millisecond, one of a million tiny values in a tenth of a second. The latter is refused.
+long text decodes in a millisecond, one of a million tiny values in a tenth of a second. The latter is refused: a text
+with as many commas would not fit into the context of any model either.
 """
 
 import re
@@ -14,7 +15,7 @@ from starlette.types import Receive
 from serving.errors import InvalidRequest, PayloadTooLarge
 
 _SMALL_BYTES = 256 * 1024
-_MOST_MARKS = ((b'"', 262_144), (b",", 1_048_576), (b"{", 65_536), (b"[", 65_536))
+_MOST_MARKS = ((b'"', 262_144), (b",", 262_144), (b"{", 65_536), (b"[", 65_536))
 """Most occurrences of each mark in a body that is not small: they bound the number of JSON values in it."""
 
 _WHERE = re.compile(r"(?: - at `(?P<key>key` in `)?\$\.?(?P<path>[^`]*)`)$")

@@ -4,9 +4,10 @@ Nested (`dry: {...}`, snake or camel case) or flat (`dry_*`); the nested spellin
 """
 
 import math
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
+from msgspec import Meta
 
 from serving.core import Dry
 from serving.errors import InvalidRequest
@@ -18,23 +19,29 @@ _MAX_BREAKER_CHARACTERS = 256
 class DryWire(msgspec.Struct, kw_only=True):
     """The DRY sampler. Values are checked in `read_dry`, not here: with multiplier 0 none of them is an error."""
 
-    multiplier: Any = None
-    base: Any = None
-    allowed_length: Any = None
-    allowedLength: Any = None  # the documents spell it both ways
-    sequence_breakers: Any = None
-    range: Any = None
+    multiplier: Annotated[Any, Meta(description="From 0 to 1000; 0 is off, and then nothing else matters.")] = None
+    base: Annotated[Any, Meta(description="From 1 to 100; 1.75 by default.")] = None
+    allowed_length: Annotated[Any, Meta(description="Repetitions up to so many tokens are free; 2 by default.")] = None
+    allowedLength: Annotated[Any, Meta(description="The same as `allowed_length`.")] = (
+        None  # the documents spell it both ways
+    )
+    sequence_breakers: Annotated[
+        Any, Meta(description="Texts that end a repetition: up to 256 of up to 256 characters.")
+    ] = None
+    range: Annotated[Any, Meta(description="How many tokens back it looks; 0 and -1 are all.")] = None
 
 
 class FlatDryWire(msgspec.Struct, kw_only=True):
     """The flat spelling, for wire models to inherit."""
 
-    dry_multiplier: Any = None
-    dry_base: Any = None
-    dry_allowed_length: Any = None
-    dry_sequence_breakers: Any = None
-    dry_range: Any = None
-    dry_penalty_last_n: Any = None
+    dry_multiplier: Annotated[Any, Meta(description="As `dry.multiplier`.")] = None
+    dry_base: Annotated[Any, Meta(description="As `dry.base`.")] = None
+    dry_allowed_length: Annotated[Any, Meta(description="As `dry.allowed_length`.")] = None
+    dry_sequence_breakers: Annotated[
+        Any, Meta(description="As `dry.sequence_breakers`; also as JSON in a string, or separated by commas.")
+    ] = None
+    dry_range: Annotated[Any, Meta(description="As `dry.range`.")] = None
+    dry_penalty_last_n: Annotated[Any, Meta(description="The same as `dry_range`.")] = None
 
 
 def read_dry(nested: DryWire | None, flat: FlatDryWire | None, *, param: str = "dry") -> Dry | None:

@@ -15,14 +15,16 @@ TopK = Annotated[int, Meta(ge=-1, le=1_000_000, description="0 and -1 are off.")
 MinP = Annotated[float, Meta(ge=0, le=1, description="0 is off.")]
 Penalty = Annotated[float, Meta(ge=-2, le=2, description="0 is off; counts output tokens only.")]
 RepetitionPenalty = Annotated[float, Meta(ge=0.01, le=100, description="1 is off; counts prompt and output tokens.")]
-Seed = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
+Seed = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1, description="Makes the answer reproducible.")]
 MaxTokens = Annotated[int, Meta(ge=1, le=2**31 - 1)]
 TokenCount = Annotated[int, Meta(ge=0, le=2**31 - 1)]
 TopLogprobs = Annotated[int, Meta(ge=0, le=20, description="Alternatives to report with each token, raw.")]
-Choices = Annotated[int, Meta(ge=1, le=64)]
+Choices = Annotated[int, Meta(ge=1, le=64, description="Answers to each prompt; with a seed each has its own.")]
 Bias = Annotated[float, Meta(ge=-100, le=100)]
 BiasedToken = Annotated[int, Meta(ge=0, le=2**31 - 1)]
-LogitBias = Annotated[dict[BiasedToken, Bias], Meta(max_length=1024)]
+LogitBias = Annotated[
+    dict[BiasedToken, Bias], Meta(max_length=1024, description="Added to the logits of token ids, from -100 to 100.")
+]
 StopString = Annotated[str, Meta(max_length=1024)]
 StopStrings = Annotated[list[StopString], Meta(max_length=256)]
 Name = Annotated[str, Meta(max_length=1024)]
@@ -38,23 +40,25 @@ MAX_SCHEMA_BYTES = 32 * 1024
 class AssistantRoleWire(msgspec.Struct, kw_only=True):
     """How the answering turn is written."""
 
-    role: str
-    name: Name | None = None
-    open: bool | None = None
+    role: Annotated[str, Meta(description="`assistant` or `text`.")]
+    name: Annotated[Name | None, Meta(description="Who answers; needs the role `text`.")] = None
+    open: Annotated[bool | None, Meta(description="The model chooses the names itself.")] = None
 
 
 class UserRoleWire(msgspec.Struct, kw_only=True):
     """How turns of the role `user` are written."""
 
-    role: str
-    name: Name | None = None
+    role: Annotated[str, Meta(description="`user` or `text`.")]
+    name: Annotated[Name | None, Meta(description="Who the user is in the story.")] = None
 
 
 class RoleConfigWire(msgspec.Struct, kw_only=True):
     """How the roles of a chat become the model's."""
 
-    assistant: AssistantRoleWire | None = None
-    user: UserRoleWire | None = None
+    assistant: Annotated[
+        AssistantRoleWire | None, Meta(description="How `assistant` turns and the answer are written.")
+    ] = None
+    user: Annotated[UserRoleWire | None, Meta(description="How `user` turns are written.")] = None
 
 
 def given(**values: object) -> dict[str, Any]:

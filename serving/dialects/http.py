@@ -11,6 +11,7 @@ import asyncio
 import logging
 import math
 import time
+import traceback
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Any
@@ -121,8 +122,10 @@ class Exchange(Response):
         except asyncio.CancelledError:
             # Nobody but the server's own end cancels a request, and the client is still there to be told.
             await self._fail(Overloaded("The server was stopped. Try again in a moment."), reply)
-        except Exception:
-            log.exception("request %s failed", self._id)
+        except Exception as error:  # noqa: BLE001  # the last resort: whoever asked is told, and so is the log
+            # Where and what kind, without the error's own words: a library may have put a prompt into them.
+            where = "".join(traceback.format_tb(error.__traceback__))
+            log.error("request %s failed: %s\n%s", self._id, type(error).__name__, where)
             await self._fail(EngineFailed("The server made a mistake. Try again."), reply)
 
     async def _answer_while_connected(self, caller: Caller, body: bytes, reply: Reply, receive: Receive) -> None:

@@ -27,7 +27,7 @@ _REASON_CHARS = 200
 
 
 async def events(llm: AsyncLLM, request: PreparedRequest, vllm_id: str) -> AsyncGenerator[Event, None]:
-    """Generate `request` under `vllm_id`, unique in this engine. Raises InvalidRequest, EngineFailed and what vLLM raises.
+    """Generate `request` under `vllm_id`, unique in this engine. Raises InvalidRequest, EngineFailed, vLLM's errors.
 
     vLLM is always told to leave a stop string out, and it is put back here if it is wanted: told to include it, vLLM
     includes the text of stop tokens too.

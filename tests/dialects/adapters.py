@@ -48,7 +48,7 @@ def _openai(stream: bool, model: str, max_tokens: int | None, stop: tuple[str, .
 
 def _read_native(body: str) -> Told:
     told = Told()
-    for line in body.splitlines():
+    for line in body.split("\n")[:-1]:  # and at no other line separator, which a text may hold
         part = json.loads(line)
         assert not told.done, "something follows the last line"
         assert told.error is None, "something follows an error"

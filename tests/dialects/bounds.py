@@ -101,7 +101,7 @@ def wrong(kind: inspect.Type) -> Iterator[Any]:
 
 
 def _overlap(own: type[inspect.Type], other: type[inspect.Type]) -> bool:
-    alike = [
+    alike: list[set[type[inspect.Type]]] = [
         {inspect.StrType, inspect.LiteralType},
         {inspect.IntType, inspect.FloatType},
         {inspect.StructType, inspect.DictType},

@@ -17,7 +17,7 @@ from typing import Any
 
 import httpx
 
-from serving.core import PreparedRequest, Sampling
+from serving.core import JsonFormat, PreparedRequest, Sampling
 from serving.engine.scripted import Chunk, ScriptedEngine
 from serving.prompting.prepare import Prompting
 from tests.service import SM, XL, Running, running
@@ -113,7 +113,7 @@ def describe(choice: PreparedRequest, prompting: Prompting) -> dict[str, Any]:
     for name, default in _DEFAULTS.items():
         value = getattr(choice, name)
         if name not in _NOT_TOLD and value != default:
-            told[name] = dataclasses.asdict(value) if dataclasses.is_dataclass(value) else value
+            told[name] = dataclasses.asdict(value) if isinstance(value, JsonFormat) else value
     told["max_tokens"] = _limit(choice)
     if choice.stop_token_ids:
         told["stop_token_ids"] = [spelled[token_id] for token_id in choice.stop_token_ids]
@@ -125,7 +125,9 @@ def describe(choice: PreparedRequest, prompting: Prompting) -> dict[str, Any]:
         if getattr(choice.sampling, field.name) != getattr(Sampling(), field.name)
     }
     if "logit_bias" in sampling:
-        sampling["logit_bias"] = {spelled.get(token, str(token)): bias for token, bias in sampling["logit_bias"].items()}
+        sampling["logit_bias"] = {
+            spelled.get(token, str(token)): bias for token, bias in sampling["logit_bias"].items()
+        }
     return told | ({"sampling": sampling} if sampling else {})
 
 

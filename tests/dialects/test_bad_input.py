@@ -26,7 +26,19 @@ from tests.service import KEY, SM, XL, Running, bearer, running
 NEVER = "xyzzy"
 """Stands in bodies where an error could repeat it, and must not."""
 
-MALFORMED = [b"", b" ", b"{", b"nul", b"[]", b"null", b'"xyzzy"', b"{'xyzzy': 1}", b"\xff\xfe", b"\xef\xbb\xbf{}", b"{}{}"]
+MALFORMED = [
+    b"",
+    b" ",
+    b"{",
+    b"nul",
+    b"[]",
+    b"null",
+    b'"xyzzy"',
+    b"{'xyzzy': 1}",
+    b"\xff\xfe",
+    b"\xef\xbb\xbf{}",
+    b"{}{}",
+]
 MALFORMED += [b'{"a": tru}', b'{"a": 01}', b'{"a": NaN}', b'{"a": Infinity}', b'{"a": "\\x"}', b'{"a": "\n"}', b"\x00"]
 MALFORMED += [b'{"a": "\xc3"}', b'{"a": "\xed\xa0\x80"}', b'{"a": 1,}', b'{"a" 1}', b"[" * 100_000, b'{"a":' * 100_000]
 DEEP = "[" * 100_000 + "]" * 100_000
@@ -85,7 +97,10 @@ async def test_nesting_as_deep_as_the_decoder_goes(run: Running, adapter: Adapte
     statuses = set()
     for depth in (10, 100, 300, *range(600, 1100, 4), 2000, 10_000):
         schema = '{"a":' * depth + "1" + "}" * depth
-        body = {**adapter.body(stream=False), "response_format": {"type": "json_schema", "json_schema": {"schema": "MARK"}}}
+        body = {
+            **adapter.body(stream=False),
+            "response_format": {"type": "json_schema", "json_schema": {"schema": "MARK"}},
+        }
         response = await run.client.post(adapter.path, content=json.dumps(body).replace('"MARK"', schema))
         statuses.add(response.status_code)
     assert statuses <= {200, 400}
@@ -219,9 +234,7 @@ async def test_a_model_that_the_key_may_not_use_is_unknown(run: Running, adapter
     assert run.service.keys.records()  # looks at the file now, not within a second
     told = []
     for model in (SM, "opus-v9"):
-        response = await run.client.post(
-            adapter.path, json=adapter.body(stream=True, model=model), headers=bearer(key)
-        )
+        response = await run.client.post(adapter.path, json=adapter.body(stream=True, model=model), headers=bearer(key))
         told.append(refused(adapter, response, UnknownModel))
     assert told[0] == told[1]
     assert XL in told[0]

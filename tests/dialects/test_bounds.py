@@ -51,7 +51,14 @@ def names(response: httpx.Response, field: Field) -> bool:
 
 def test_bounds_are_found() -> None:
     bounded = {field.name for _, field, _ in BEYOND}
-    assert {"samplingParams.temperature", "stop", "stop[0]", "messages", "logit_bias", "role_config.user.name"} <= bounded
+    assert {
+        "samplingParams.temperature",
+        "stop",
+        "stop[0]",
+        "messages",
+        "logit_bias",
+        "role_config.user.name",
+    } <= bounded
     assert len(BEYOND) > 100
 
 

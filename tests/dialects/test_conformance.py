@@ -16,7 +16,9 @@ from serving.errors import ServingError
 from tests.dialects.adapters import Adapter
 from tests.service import PRICE, SM, XL, Running
 
-TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=6) | st.sampled_from(["é", "🌊", "\n\n", "\u2028", '"\\'])
+TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=6) | st.sampled_from(
+    ["é", "🌊", "\n\n", "\u2028", '"\\']
+)
 CHUNKS = st.lists(st.tuples(TEXT, st.lists(st.integers(10, 800), max_size=3).map(tuple)), max_size=12)
 LIMITS = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
@@ -31,7 +33,7 @@ def errors(kind: type[ServingError] = ServingError) -> Iterator[type[ServingErro
 EVERY_ERROR = pytest.mark.parametrize("kind", list(errors()), ids=lambda kind: kind.__name__)
 
 
-async def post(run: Running, adapter: Adapter, **asked: Any) -> httpx.Response:
+async def post(run: Running, adapter: Adapter, **asked: Any) -> httpx.Response:  # noqa: ANN401  # as `body` takes
     return await run.client.post(adapter.path, json=adapter.body(**asked))
 
 

@@ -11,14 +11,19 @@ from serving.dialects.dry import DryWire, FlatDryWire, read_dry
 from serving.errors import InvalidRequest
 
 
-def read(nested: dict[str, Any] | None = None, **flat: Any) -> Dry | None:
+def read(nested: dict[str, Any] | None = None, /, **flat: Any) -> Dry | None:  # noqa: ANN401  # wrong types too
     wire = None if nested is None else msgspec.convert(nested, DryWire)
     return read_dry(wire, msgspec.convert(flat, FlatDryWire))
 
 
 WHOLE = Dry(0.5, 2.0, 3, ("\n", "#"), 100)
-NESTED = {"multiplier": 0.5, "base": 2, "sequence_breakers": ["\n", "#"], "range": 100}
-FLAT = {"dry_multiplier": 0.5, "dry_base": 2, "dry_allowed_length": 3, "dry_sequence_breakers": ["\n", "#"]}
+NESTED: dict[str, Any] = {"multiplier": 0.5, "base": 2, "sequence_breakers": ["\n", "#"], "range": 100}
+FLAT: dict[str, Any] = {
+    "dry_multiplier": 0.5,
+    "dry_base": 2,
+    "dry_allowed_length": 3,
+    "dry_sequence_breakers": ["\n", "#"],
+}
 
 
 @pytest.mark.parametrize(
@@ -29,7 +34,7 @@ FLAT = {"dry_multiplier": 0.5, "dry_base": 2, "dry_allowed_length": 3, "dry_sequ
         read(**FLAT, dry_range=100),
         read(**FLAT, dry_penalty_last_n=100),
         read({"multiplier": 0.5}, **{**FLAT, "dry_multiplier": 9}, dry_range=100),
-        read({**NESTED, "allowed_length": 3}, **{name: 7 for name in FLAT}),
+        read({**NESTED, "allowed_length": 3}, **dict.fromkeys(FLAT, 7)),
         read(**{**FLAT, "dry_sequence_breakers": '["\\n", "#"]'}, dry_range=100),
         read(**{**FLAT, "dry_sequence_breakers": "\n,#"}, dry_range=100),
         read(**{**FLAT, "dry_sequence_breakers": ["\n", "", "#"]}, dry_range=100),
@@ -64,15 +69,19 @@ def test_what_is_not_said_is_the_default() -> None:
     assert read(dry_multiplier=0.8, dry_penalty_last_n=-1) == Dry(range=0)
 
 
+_BAD_MULTIPLIERS: list[Any] = [-0.1, 1000.1, "1", True, []]
+_VALUES: dict[str, list[Any]] = {
+    "base": [0.9, 100.1, "1", False, []],
+    "allowed_length": [-1, 2**31, 1.5, "1", True],
+    "range": [-2, 2**31, 1.5, True],
+}
 WRONG: list[tuple[str, dict[str, Any] | None, dict[str, Any]]] = [
-    *[("dry.multiplier", {"multiplier": value}, {}) for value in (-0.1, 1000.1, "1", True, [], {})],
-    *[("dry_multiplier", None, {"dry_multiplier": value}) for value in (-0.1, 1000.1, "1", True, [])],
-    *[("dry.base", {"multiplier": 1, "base": value}, {}) for value in (0.9, 100.1, "1", False, [])],
+    *[(f"dry.{name}", {"multiplier": 1, name: value}, {}) for name, values in _VALUES.items() for value in values],
+    *[("dry.multiplier", {"multiplier": value}, {}) for value in _BAD_MULTIPLIERS],
+    *[("dry_multiplier", None, {"dry_multiplier": value}) for value in _BAD_MULTIPLIERS],
     *[("dry_base", {"multiplier": 1}, {"dry_base": value}) for value in (0.9, 100.1, "1")],
-    *[("dry.allowed_length", {"multiplier": 1, "allowed_length": value}, {}) for value in (-1, 2**31, 1.5, "1", True)],
     *[("dry.allowedLength", {"multiplier": 1, "allowedLength": value}, {}) for value in (-1, 2**31, 1.5)],
     *[("dry_allowed_length", None, {"dry_multiplier": 1, "dry_allowed_length": value}) for value in (-1, 1.5)],
-    *[("dry.range", {"multiplier": 1, "range": value}, {}) for value in (-2, 2**31, 1.5, True)],
     *[("dry_range", None, {"dry_multiplier": 1, "dry_range": value}) for value in (-2, "x")],
     *[("dry_penalty_last_n", None, {"dry_multiplier": 1, "dry_penalty_last_n": value}) for value in (-2, "x")],
     *[
@@ -84,9 +93,7 @@ WRONG: list[tuple[str, dict[str, Any] | None, dict[str, Any]]] = [
 
 
 @pytest.mark.parametrize(("param", "nested", "flat"), WRONG, ids=lambda value: str(value)[:40])
-def test_a_mistake_is_named_as_it_was_spelled(
-    param: str, nested: dict[str, Any] | None, flat: dict[str, Any]
-) -> None:
+def test_a_mistake_is_named_as_it_was_spelled(param: str, nested: dict[str, Any] | None, flat: dict[str, Any]) -> None:
     with pytest.raises(InvalidRequest) as error:
         read(nested, **flat)
     assert error.value.param == param

@@ -13,5 +13,5 @@ CASES = cases()
 @pytest.mark.parametrize("name", CASES)
 async def test_the_service_answers_as_recorded(run: Running, name: str) -> None:
     case: dict[str, Any] = CASES[name]
-    asked = {key: case[key] for key in ("request", "says") if key in case}
+    asked: dict[str, Any] = {key: case[key] for key in ("request", "says") if key in case}
     assert asked | await play(run, asked) == case

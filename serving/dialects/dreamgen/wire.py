@@ -12,7 +12,7 @@ from serving.dialects.dry import DryWire
 class SamplingParams(msgspec.Struct, kw_only=True, rename="camel"):
     """`stopSequences` stay in the output. `maxTotalTokens` counts input and output."""
 
-    kind: Literal["basic"] | None = None
+    kind: Annotated[Literal["basic"] | None, Meta(description="May be left out.")] = None
     presence_penalty: fields.Penalty | None = None
     frequency_penalty: fields.Penalty | None = None
     repetition_penalty: fields.RepetitionPenalty | None = None
@@ -21,14 +21,24 @@ class SamplingParams(msgspec.Struct, kw_only=True, rename="camel"):
     top_p: fields.TopP | None = None
     top_k: fields.TopK | None = None
     seed: fields.Seed | None = None
-    max_tokens: fields.MaxTokens | None = None
-    max_total_tokens: fields.MaxTokens | None = None
-    stop_sequences: fields.StopStrings | None = None
-    ignore_eos: bool | None = None
-    allowed_roles: fields.RoleNames | None = None
-    disallow_message_end: bool | None = None
-    minimum_message_content_tokens: fields.TokenCount | None = None
-    dry: DryWire | None = None
+    max_tokens: Annotated[
+        fields.MaxTokens | None, Meta(description="Most tokens of output; the rest of the context by default.")
+    ] = None
+    max_total_tokens: Annotated[
+        fields.MaxTokens | None, Meta(description="Most tokens of input and output together.")
+    ] = None
+    stop_sequences: Annotated[
+        fields.StopStrings | None, Meta(description="The output ends with the first of them, which stays in it.")
+    ] = None
+    ignore_eos: Annotated[bool | None, Meta(description="The model cannot write EOS; message ends it can.")] = None
+    allowed_roles: Annotated[
+        fields.RoleNames | None, Meta(description="Roles of generated messages; none means all.")
+    ] = None
+    disallow_message_end: Annotated[bool | None, Meta(description="The model cannot end a message.")] = None
+    minimum_message_content_tokens: Annotated[
+        fields.TokenCount | None, Meta(description="A message cannot end before it has so many tokens.")
+    ] = None
+    dry: Annotated[DryWire | None, Meta(description="The DRY sampler; multiplier 0 is off.")] = None
 
 
 class CompletionRequest(msgspec.Struct, kw_only=True, rename="camel"):
@@ -37,11 +47,17 @@ class CompletionRequest(msgspec.Struct, kw_only=True, rename="camel"):
     `stream` false asks for a single line, when all is done. Both are additions of this project.
     """
 
-    model_id: fields.ModelName | None = None
-    input: str
-    sampling_params: SamplingParams | None = None
-    output_mode: Literal["delta", "full"] | None = None
-    stream: bool | None = None
+    model_id: Annotated[
+        fields.ModelName | None,
+        Meta(description="A model, perhaps with a suffix; the default model if missing or empty."),
+    ] = None
+    input: Annotated[str, Meta(description="The prompt, in the model's own format.")]
+    sampling_params: Annotated[SamplingParams | None, Meta(description="Everything below.")] = None
+    output_mode: Annotated[
+        Literal["delta", "full"] | None,
+        Meta(description="`delta`: each line holds what is new; `full`: all so far. `delta` by default."),
+    ] = None
+    stream: Annotated[bool | None, Meta(description="false: one line, when all is done. true by default.")] = None
 
 
 class CompletionUsage(msgspec.Struct, rename="camel"):

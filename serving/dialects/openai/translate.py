@@ -87,7 +87,7 @@ def _prompts(prompt: str | list[str | int | list[int]]) -> tuple[Prompt, ...]:
 
 
 def _ids(prompt: object) -> tuple[int, ...]:
-    if not isinstance(prompt, list) or not all(isinstance(item, int) for item in prompt):
+    if not isinstance(prompt, list) or not set(map(type, prompt)) <= {int}:
         raise InvalidRequest(
             "A list prompt holds texts, token ids, or lists of token ids: not a mixture.", param="prompt"
         )

@@ -16,40 +16,50 @@ from serving.dialects.dry import DryWire, FlatDryWire
 class ContentPart(msgspec.Struct, kw_only=True):
     """One part of a message's content; only text is understood."""
 
-    type: str = "text"
-    text: str | None = None
+    type: Annotated[str, Meta(description="Only `text` is understood.")] = "text"
+    text: Annotated[str | None, Meta(description="The text of the part.")] = None
 
 
 class ChatMessage(msgspec.Struct, kw_only=True):
     """One message. With a `name` it is a turn of the story; an empty name is the narrator."""
 
-    role: str
-    content: str | list[ContentPart] | None = None
-    name: fields.Name | None = None
+    role: Annotated[str, Meta(description="`system`, `developer`, `user`, `assistant`, `text`, `tool` or `function`.")]
+    content: Annotated[str | list[ContentPart] | None, Meta(description="A text, or parts that are put together.")] = (
+        None
+    )
+    name: Annotated[
+        fields.Name | None,
+        Meta(description="Who speaks; several are separated by `;`, and the empty name is the narrator."),
+    ] = None
 
 
 class StreamOptions(msgspec.Struct, kw_only=True):
-    include_usage: bool | None = None
+    include_usage: Annotated[bool | None, Meta(description="The stream ends with a chunk that holds the usage.")] = None
 
 
 class JsonSchemaWire(msgspec.Struct, kw_only=True):
-    name: str | None = None
-    schema: dict[str, Any] | None = None
+    name: Annotated[str | None, Meta(description="Not used.")] = None
+    schema: Annotated[dict[str, Any] | None, Meta(description="The JSON Schema, up to 32 KiB.")] = None
 
 
 class ResponseFormat(msgspec.Struct, kw_only=True):
-    type: Literal["text", "json_object", "json_schema"]
-    json_schema: JsonSchemaWire | None = None
+    type: Annotated[Literal["text", "json_object", "json_schema"], Meta(description="What the answer is.")]
+    json_schema: Annotated[JsonSchemaWire | None, Meta(description="Needed for `json_schema`.")] = None
 
 
 class CommonRequest(FlatDryWire, kw_only=True):
     """What chat and text completions have in common."""
 
-    model: fields.ModelName | None = None
-    stream: bool | None = None
-    stream_options: StreamOptions | None = None
+    model: Annotated[
+        fields.ModelName | None,
+        Meta(description="A model, perhaps with a suffix; the default model if missing or empty."),
+    ] = None
+    stream: Annotated[bool | None, Meta(description="The answer comes as server-sent events.")] = None
+    stream_options: Annotated[StreamOptions | None, Meta(description="How the stream is told.")] = None
     n: fields.Choices | None = None
-    max_tokens: fields.TokenCount | None = None
+    max_tokens: Annotated[
+        fields.TokenCount | None, Meta(description="Most tokens of each answer; the rest of the context by default.")
+    ] = None
     temperature: fields.Temperature | None = None
     top_p: fields.TopP | None = None
     top_k: fields.TopK | None = None
@@ -59,30 +69,53 @@ class CommonRequest(FlatDryWire, kw_only=True):
     repetition_penalty: fields.RepetitionPenalty | None = None
     seed: fields.Seed | None = None
     logit_bias: fields.LogitBias | None = None
-    stop: fields.StopString | fields.StopStrings | None = None
-    min_tokens: fields.TokenCount | None = None
-    ignore_eos: bool | None = None
-    response_format: ResponseFormat | None = None
-    user: str | None = None
-    role_config: fields.RoleConfigWire | None = None
-    dry: DryWire | None = None
-    minimum_message_content_tokens: fields.TokenCount | None = None
+    stop: Annotated[
+        fields.StopString | fields.StopStrings | None,
+        Meta(description="The answer ends before the first of these texts."),
+    ] = None
+    min_tokens: Annotated[
+        fields.TokenCount | None, Meta(description="The answer cannot end before it has so many tokens.")
+    ] = None
+    ignore_eos: Annotated[
+        bool | None, Meta(description="The model cannot write EOS; a text completion runs on past message ends.")
+    ] = None
+    response_format: Annotated[
+        ResponseFormat | None, Meta(description="`json_object` or `json_schema`: the answer is JSON.")
+    ] = None
+    user: Annotated[str | None, Meta(description="Accepted, and not used.")] = None
+    role_config: Annotated[
+        fields.RoleConfigWire | None, Meta(description="How the roles of the chat become those of the model.")
+    ] = None
+    dry: Annotated[DryWire | None, Meta(description="The DRY sampler; multiplier 0 is off.")] = None
+    minimum_message_content_tokens: Annotated[
+        fields.TokenCount | None, Meta(description="A message cannot end before it has so many tokens.")
+    ] = None
 
 
 class ChatCompletionRequest(CommonRequest, kw_only=True):
-    messages: Annotated[list[ChatMessage], Meta(min_length=1, max_length=fields.MAX_MESSAGES)]
-    max_completion_tokens: fields.MaxTokens | None = None
-    logprobs: bool | None = None
+    messages: Annotated[
+        Annotated[list[ChatMessage], Meta(min_length=1, max_length=fields.MAX_MESSAGES)],
+        Meta(description="The chat so far."),
+    ]
+    max_completion_tokens: Annotated[
+        fields.MaxTokens | None, Meta(description="The same as `max_tokens`, and stronger.")
+    ] = None
+    logprobs: Annotated[bool | None, Meta(description="Report the log probability of each token, raw.")] = None
     top_logprobs: fields.TopLogprobs | None = None
 
 
 class CompletionRequest(CommonRequest, kw_only=True):
     """`prompt`: a text, a list of texts, token ids, or a list of token id lists."""
 
-    prompt: str | list[str | int | list[int]]
+    prompt: Annotated[
+        str | list[str | int | list[int]],
+        Meta(description="A text, token ids, or a list of either; in the model's own format."),
+    ]
     logprobs: fields.TopLogprobs | None = None
-    echo: bool | None = None
-    skip_special_tokens: bool | None = None
+    echo: Annotated[bool | None, Meta(description="The prompt stands before the answer.")] = None
+    skip_special_tokens: Annotated[
+        bool | None, Meta(description="Leave special tokens out of the text; true unless `ignore_eos`.")
+    ] = None
 
 
 # ---- answers ---------------------------------------------------------------------------------------------------------

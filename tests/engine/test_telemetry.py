@@ -1,0 +1,48 @@
+"""The series and the log lines."""
+
+import json
+import logging
+import subprocess
+import sys
+from collections.abc import Iterator
+
+import pytest
+
+from serving import telemetry
+
+
+def test_it_imports_neither_vllm_nor_torch() -> None:
+    code = "import sys, serving.telemetry; sys.exit(bool({'vllm', 'torch'} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_our_series_are_exposed_under_one_prefix() -> None:
+    telemetry.TOKENS.labels("m", "completion").inc(3)
+    text = telemetry.exposition().decode()
+    assert 'serving_tokens_total{kind="completion",model="m"} 3.0' in text
+    assert "serving_build_info{version=" in text
+    ours = [value for value in vars(telemetry).values() if hasattr(value, "_labelnames")]
+    assert len(ours) == 10
+    assert all(series._name.startswith("serving_") for series in ours)
+
+
+@pytest.fixture
+def restored() -> Iterator[None]:
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    yield
+    root.handlers[:], root.level = handlers, level
+
+
+@pytest.mark.usefixtures("restored")
+@pytest.mark.parametrize("style", ["text", "json"])
+def test_only_known_fields_are_logged(style: str, capsys: pytest.CaptureFixture[str]) -> None:
+    telemetry.configure_logging("json" if style == "json" else "text")
+    logging.getLogger("serving.x").info("done", extra={"model": "m", "status": 200, "prompt": "a secret"})
+    line = capsys.readouterr().err
+    assert "a secret" not in line
+    if style == "json":
+        record = json.loads(line)
+        assert (record["message"], record["model"], record["status"], record["level"]) == ("done", "m", 200, "info")
+    else:
+        assert "serving.x done model=m status=200" in line

@@ -1,0 +1,73 @@
+"""schemathesis over the app's own OpenAPI document: no 5xx but 501 and 503, and answers as they are described."""
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import schemathesis
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+from schemathesis.checks import not_a_server_error
+from schemathesis.core.result import Ok
+from schemathesis.specs.openapi.checks import ignored_auth, negative_data_rejection, positive_data_acceptance
+
+from serving.app import build
+from tests.dialects.adapters import ADAPTERS, Adapter
+from tests.service import SM, XL, Running, running
+from tests.service import settings as service_settings
+
+LEFT_OUT = [
+    not_a_server_error,  # 501 and 503 are answers of ours: asserted below instead
+    positive_data_acceptance,  # a schema cannot say which models, tokens, names or lengths of a prompt there are
+    negative_data_rejection,  # unknown fields are ignored on purpose, whatever they hold
+    ignored_auth,  # it sends requests of its own; every endpoint without a key: tests/dialects/test_bad_input.py
+]
+
+DOCUMENT = build(service_settings(Path("nowhere"), key_pepper="pepper"), {}).app.openapi()
+OPERATIONS = {
+    found.ok().label: found.ok()
+    for found in schemathesis.openapi.from_dict(DOCUMENT).get_all_operations()
+    if isinstance(found, Ok)
+}
+
+
+@pytest.fixture(scope="module")
+async def module_run(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Running]:
+    async with running(tmp_path_factory.mktemp("data")) as run:
+        for model in (SM, XL):
+            run.play(model, script=lambda request: ["Once", " upon"])
+        yield run
+
+
+def test_every_operation_is_here() -> None:
+    assert len(OPERATIONS) == sum(len(path) for path in DOCUMENT["paths"].values()) > 15
+
+
+@pytest.mark.parametrize("label", OPERATIONS)
+@settings(
+    max_examples=30,
+    deadline=None,
+    phases=[Phase.explicit, Phase.generate],
+    suppress_health_check=list(HealthCheck),
+)
+@given(data=st.data())
+async def test_answers_are_as_described(module_run: Running, label: str, data: st.DataObject) -> None:
+    case = data.draw(OPERATIONS[label].as_strategy())
+    asked: dict[str, Any] = case.as_transport_kwargs(base_url="http://here")
+    known = {key: asked[key] for key in ("method", "url", "params", "json", "data", "content") if key in asked}
+    response = await module_run.client.request(**known)
+    assert response.status_code < 500 or response.status_code in (501, 503), response.text
+    case.validate_response(response, excluded_checks=LEFT_OUT)
+
+
+@pytest.mark.parametrize("adapter", list(ADAPTERS.values()), ids=list(ADAPTERS))
+async def test_a_whole_answer_is_as_described(module_run: Running, adapter: Adapter) -> None:
+    response = await module_run.client.post(adapter.path, json=adapter.body(stream=False))
+    operation = OPERATIONS[f"POST {adapter.path}"]
+    operation.validate_response(response)
+    wrong = httpx.Response(200, json={"choices": "none"}, headers={"content-type": response.headers["content-type"]})
+    wrong.request, wrong.elapsed = response.request, response.elapsed
+    with pytest.raises(AssertionError):
+        operation.validate_response(wrong)
