@@ -87,6 +87,8 @@ def _create_key(configured: settings.Settings, options: argparse.Namespace) -> i
     models = None
     if options.models is not None:
         models = tuple(item.strip() for item in options.models.split(",") if item.strip())
+        if not models:
+            raise settings.SettingsError("--models names no model; leave it out to allow all.")
         known = [model.id for model in configured.models]
         if unknown := [model for model in models if model not in known]:
             raise settings.SettingsError(f"unknown model {unknown[0]!r}; configured are: {', '.join(known)}.")
@@ -104,7 +106,7 @@ def _list_keys(configured: settings.Settings, options: argparse.Namespace) -> in
         print(json.dumps([{**asdict(record), "digest": None} for record in records], indent=1))
         return 0
     rows = [("ID", "KEY", "ACCOUNT", "MODELS", "NAME")]
-    rows += [(r.id, r.shown, r.account, ",".join(r.models) if r.models else "all", r.name) for r in records]
+    rows += [(r.id, r.shown, r.account, "all" if r.models is None else ",".join(r.models), r.name) for r in records]
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     for row in rows:
         print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())

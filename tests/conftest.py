@@ -1,5 +1,6 @@
 """One real engine for all tests that want one: `local_engine`, started once a session and shared."""
 
+import os
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -24,6 +25,9 @@ THIRD_PARTY = (
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    # vLLM pins its worker to one core, where it starves when something else runs there: let it move.
+    os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
     for line in THIRD_PARTY:
         config.addinivalue_line("filterwarnings", line)
 

@@ -5,18 +5,24 @@ environment, or a file only its owner can read), so the file alone opens nothing
 """
 
 import base64
+import fcntl
 import hashlib
 import hmac
 import json
+import logging
 import os
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from serving.core import Caller, Plan
 from serving.errors import Unauthenticated
+
+log = logging.getLogger(__name__)
 
 KEY_PREFIX = "sk-story-"
 DEMO_ACCOUNT = "demo"
@@ -93,7 +99,8 @@ class KeyFile:
         """Make a key and store its hash. Returns its text, which nothing can show again, and its record."""
         key = KEY_PREFIX + base64.b32encode(secrets.token_bytes(20)).decode().lower()
         record = self._record(key, name=name, account=account, models=models)
-        self._write([*self.records(), record])
+        with self._alone():
+            self._write([*self.records(), record])
         return key, record
 
     def records(self) -> list[KeyRecord]:
@@ -103,11 +110,20 @@ class KeyFile:
 
     def revoke(self, key_id: str) -> KeyRecord | None:
         """Remove the key with this id; None when there is none."""
-        records = self.records()
-        found = next((record for record in records if record.id == key_id), None)
-        if found:
-            self._write([record for record in records if record.id != key_id])
+        with self._alone():
+            records = self.records()
+            found = next((record for record in records if record.id == key_id), None)
+            if found:
+                self._write([record for record in records if record.id != key_id])
         return found
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Keep other processes from changing the file between a read and the write that follows."""
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        with open(self._path.with_suffix(".lock"), "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
 
     def _record(self, key: str, *, name: str, account: str, models: tuple[str, ...] | None) -> KeyRecord:
         return KeyRecord(
@@ -136,15 +152,22 @@ class KeyFile:
             return
         stamp = (stat.st_mtime_ns, stat.st_ino)
         if stamp != self._stamp:
-            records = [
-                KeyRecord(**{**item, "models": None if item["models"] is None else tuple(item["models"])})
-                for item in json.loads(self._path.read_text())["keys"]
-            ]
-            self._file_keys, self._stamp = {record.digest: record for record in records}, stamp
+            try:
+                records = [_record_of(item) for item in json.loads(self._path.read_text())["keys"]]
+            except (ValueError, KeyError, TypeError):
+                if now:
+                    raise
+                log.error("%s is damaged: the keys read before stay in force", self._path)
+            else:
+                self._file_keys = {record.digest: record for record in records}
+            self._stamp = stamp
 
     def _write(self, records: list[KeyRecord]) -> None:
-        self._path.parent.mkdir(parents=True, exist_ok=True)
         _write_private(self._path, json.dumps({"keys": [asdict(record) for record in records]}, indent=1) + "\n")
+
+
+def _record_of(item: dict[str, Any]) -> KeyRecord:
+    return KeyRecord(**{**item, "models": None if item["models"] is None else tuple(item["models"])})
 
 
 def _write_private(path: Path, text: str) -> None:

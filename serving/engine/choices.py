@@ -20,8 +20,12 @@ async def generate_choices(engine: Engine, requests: Sequence[PreparedRequest]) 
         return
     # Unbounded, but each choice is bounded by its max_tokens.
     queue: asyncio.Queue[Event | BaseException | None] = asyncio.Queue()
-    tasks = [asyncio.create_task(_forward(engine, request, queue)) for request in requests]
+    tasks: list[asyncio.Task[None]] = []
     try:
+        for request in requests:
+            tasks.append(asyncio.create_task(_forward(engine, request, queue)))
+            # An engine looks at every token of a prompt when it takes it: others get their turn in between.
+            await asyncio.sleep(0)
         running = len(tasks)
         while running:
             item = await queue.get()

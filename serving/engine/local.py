@@ -40,6 +40,8 @@ class LocalEngine:
         self._processes = processes
         self._serial = itertools.count()
         self._closing: asyncio.Task[None] | None = None
+        self._dead = asyncio.Event()
+        self._watched: list[int] = []
         self._in_flight = 0
         self._idle = asyncio.Event()
         self._idle.set()
@@ -75,6 +77,7 @@ class LocalEngine:
             await asyncio.to_thread(start.cancel)
             raise
         self = cls(llm, start.processes())
+        self._watch()
         try:
             await self._warm_up()
         except BaseException:
@@ -144,13 +147,39 @@ class LocalEngine:
             raise EngineFailed("The engine is dead.")
 
     async def wait_dead(self) -> None:
-        """Returns once the engine is dead or shut down, idle or not.
+        """Returns once the engine is dead or shut down, idle or not."""
+        if self._llm is None:
+            return
+        dead = asyncio.create_task(self._dead.wait())
+        try:
+            await asyncio.wait({dead, self._llm.output_handler}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            dead.cancel()
 
-        Source: vLLM 0.32: a thread watches the engine's process, a message tells of a dead worker, and both end the
-        output task; vLLM's own server polls `errored` every five seconds instead.
+    def _watch(self) -> None:
+        """Be told by the kernel when the engine core dies; of a dead worker the core itself tells, and vLLM's task ends.
+
+        vLLM 0.32 watches its end of a pipe in a thread, which a forked worker holds open: 1 to 5 s after the core's death
+        its streams still waited. Its own server polls every five seconds.
         """
-        if self._llm is not None:
-            await asyncio.wait({self._llm.output_handler})
+        if not hasattr(os, "pidfd_open"):
+            return
+        for process in self._llm.engine_core.resources.engine_manager.processes:
+            with contextlib.suppress(ProcessLookupError):
+                self._watched.append(os.pidfd_open(process.pid))
+                asyncio.get_running_loop().add_reader(self._watched[-1], self._died)
+
+    def _unwatch(self) -> None:
+        while self._watched:
+            descriptor = self._watched.pop()
+            asyncio.get_running_loop().remove_reader(descriptor)
+            os.close(descriptor)
+
+    def _died(self) -> None:
+        self._unwatch()
+        self._llm.engine_core.resources.engine_dead = True
+        self._llm.output_processor.propagate_error(EngineDeadError())
+        self._dead.set()
 
     async def shutdown(self) -> None:
         """Let what runs finish within `shutdown_timeout`, then end every process. May be called twice."""
@@ -160,6 +189,7 @@ class LocalEngine:
 
     async def _close(self) -> None:
         llm = self._llm
+        self._unwatch()
         # We drain ourselves: vLLM would cancel the task that feeds the streams while they still wait for it.
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._idle.wait(), 0 if llm.errored else llm.vllm_config.shutdown_timeout)

@@ -27,10 +27,10 @@ from serving.dialects.base import Answer, Context, Endpoint, Listing
 from serving.dialects.dreamgen import wire
 from serving.dialects.dry import read_dry
 from serving.dialects.fields import given
+from serving.dialects.lines import encode
 from serving.errors import InvalidRequest, ServingError
 from serving.prompting.roles import allowed_roles
 
-_encode = msgspec.json.Encoder().encode
 LINES = "application/x-ndjson"
 _MICROCREDITS_PER_CREDIT = 1_000_000
 
@@ -135,7 +135,7 @@ class LineTeller:
 
     def _line(self, output: str, usage: Usage, cost: int, reason: FinishReason | None = None) -> bytes:
         told = wire.CompletionUsage(usage.prompt_tokens, usage.completion_tokens, cost / _MICROCREDITS_PER_CREDIT)
-        return _encode(wire.CompletionOk(True, output, told, reason or msgspec.UNSET)) + b"\n"
+        return encode(wire.CompletionOk(True, output, told, reason or msgspec.UNSET)) + b"\n"
 
 
 def teller(request: wire.CompletionRequest, core: GenerationRequest, context: Context) -> LineTeller:
@@ -152,7 +152,7 @@ def error_line(error: ServingError) -> bytes:
             message = message.replace(error.param, field)
         if field not in message:
             message = f"{field}: {message}"
-    return _encode(wire.CompletionError(message, False, error.status)) + b"\n"
+    return encode(wire.CompletionError(message, False, error.status)) + b"\n"
 
 
 class DreamGen:

@@ -3,9 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
-import msgspec
-
 from serving.dialects.base import Catalog, Endpoint, Listing, ModelInfo
+from serving.dialects.lines import encode
 from serving.dialects.openai import wire
 from serving.dialects.openai.tell import chat_teller, error_body, text_teller
 from serving.dialects.openai.translate import chat_to_core, text_to_core
@@ -13,7 +12,6 @@ from serving.dialects.sse import MEDIA_TYPE as SSE
 from serving.errors import ServingError
 from serving.prompting.roles import resolve
 
-_encode = msgspec.json.Encoder().encode
 _JSON = ("application/json",)
 
 _SUFFIXES = ("", "/text", "/assistant")
@@ -22,13 +20,13 @@ _SUFFIXES = ("", "/text", "/assistant")
 
 def list_models(catalog: Catalog, _: Mapping[str, Any]) -> bytes:
     models = [_model(info, suffix) for info in catalog.models for suffix in _SUFFIXES]
-    return _encode(wire.ModelList(models))
+    return encode(wire.ModelList(models))
 
 
 def one_model(catalog: Catalog, path: Mapping[str, Any]) -> bytes:
     info, suffix = catalog.resolve(path["model"])
     resolve(suffix=suffix)  # refuses what is no role config, as a request with this model would be
-    return _encode(wire.ModelWire(path["model"], info.created, "story-serving"))
+    return encode(wire.ModelWire(path["model"], info.created, "story-serving"))
 
 
 def _model(info: ModelInfo, suffix: str) -> wire.ModelWire:

@@ -14,10 +14,10 @@ from serving import __version__
 from serving.core import Delta, Event, Finished, GenerationRequest, Receipt, Started, TokenLogprob, Usage
 from serving.dialects import sse
 from serving.dialects.base import Answer, ChoiceAnswer, Context
+from serving.dialects.lines import encode
 from serving.dialects.openai import wire
 from serving.errors import ServingError
 
-_encode = msgspec.json.Encoder().encode
 _LEAST_LOGPROB = -9999.0
 """Stands for minus infinity, which JSON lacks. Source: the value OpenAI's API reports for very unlikely tokens."""
 
@@ -32,7 +32,7 @@ _ERROR_TYPES = {
 def error_body(error: ServingError) -> bytes:
     """The error envelope."""
     kind = "server_error" if error.status >= 500 else _ERROR_TYPES.get(error.status, "invalid_request_error")
-    return _encode(wire.ErrorEnvelope(wire.ErrorBody(error.message, kind, error.param, error.code)))
+    return encode(wire.ErrorEnvelope(wire.ErrorBody(error.message, kind, error.param, error.code)))
 
 
 def system_fingerprint(model: str) -> str:
@@ -76,21 +76,21 @@ class Teller:
 
     def chunk(self, choice: dict[str, Any]) -> bytes:
         """A frame with one choice."""
-        return sse.frame(_encode(self.envelope)[:-1] + b',"choices":[' + _encode(choice) + b"]" + self._close)
+        return sse.frame(encode(self.envelope)[:-1] + b',"choices":[' + encode(choice) + b"]" + self._close)
 
     def text_chunk(self, index: int, text: str, key: bytes, tail: bytes) -> bytes:
         """The hot path: a frame whose choice holds nothing but text, under `key`, closed by `tail`."""
         head = self._heads.get(index)
         if head is None:
-            start = b"data: " + _encode(self.envelope)[:-1]
+            start = b"data: " + encode(self.envelope)[:-1]
             head = self._heads[index] = start + b',"choices":[{"index":%d,' % index + key
-        return head + _encode(text) + tail + self._close + b"\n\n"
+        return head + encode(text) + tail + self._close + b"\n\n"
 
     def end(self, receipt: Receipt) -> bytes:
         """The usage chunk, when asked for, and the closing mark."""
         if not self.include_usage:
             return sse.DONE
-        return sse.frame(_encode({**self.envelope, "choices": [], "usage": usage_wire(receipt.usage)})) + sse.DONE
+        return sse.frame(encode({**self.envelope, "choices": [], "usage": usage_wire(receipt.usage)})) + sse.DONE
 
     def keep_alive(self) -> bytes:
         return sse.KEEP_ALIVE
@@ -99,7 +99,7 @@ class Teller:
         return sse.frame(error_body(error))
 
     def body(self, answer: Answer, choices: list[Any]) -> bytes:
-        return _encode({**self.envelope, "choices": choices, "usage": usage_wire(answer.usage)})
+        return encode({**self.envelope, "choices": choices, "usage": usage_wire(answer.usage)})
 
 
 class ChatTeller(Teller):
