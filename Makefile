@@ -2,15 +2,13 @@
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
 
-HOST ?= 127.0.0.1
-PORT ?= 8000
-API_KEY ?=
-CONFIG ?=
 PYTHON ?=
 export PYTHON
 
 ENGINE_LOCK := $(shell nvidia-smi >/dev/null 2>&1 && echo requirements/cuda.lock || echo requirements/cpu.lock)
-SERVING = SERVING_API_KEY='$(API_KEY)' SERVING_CONFIG='$(CONFIG)' exec .venv/bin/python -m serving
+# What is not given here stays as the environment or the configuration says.
+ENVIRONMENT = $(if $(API_KEY),SERVING_API_KEY='$(API_KEY)') $(if $(CONFIG),SERVING_CONFIG='$(CONFIG)')
+OPTIONS = $(if $(HOST),--host '$(HOST)') $(if $(PORT),--port '$(PORT)')
 
 .PHONY: help serve test check format clean
 
@@ -18,7 +16,7 @@ help: ## list the commands
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
 
 serve: .venv/serve.stamp ## start the server (HOST, PORT, API_KEY, CONFIG)
-	@$(SERVING) serve --host '$(HOST)' --port '$(PORT)'
+	@$(ENVIRONMENT) exec .venv/bin/python -m serving serve $(OPTIONS)
 
 test: .venv/test.stamp ## run all tests, with a real engine on this machine
 	.venv/bin/python -m pytest

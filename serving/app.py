@@ -93,10 +93,7 @@ def _tell_engine_up(model: str, state: State) -> None:
 
 def local_loaders(settings: Settings) -> dict[str, Loader]:
     """Each configured model as a vLLM engine in this process."""
-    return {
-        model.id: local(model.path, revision=model.revision, engine=model.engine, start_method="fork")
-        for model in settings.models
-    }
+    return {model.id: local(model.path, revision=model.revision, engine=model.engine) for model in settings.models}
 
 
 def model_infos(settings: Settings) -> tuple[ModelInfo, ...]:

@@ -2,13 +2,15 @@
 
 import argparse
 import json
+import logging
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
 
 from serving import __version__, settings
-from serving.accounts.keys import KeyFile, load_pepper
+from serving.accounts.keys import DamagedKeyFile, KeyFile, load_pepper
 
 _SECRETS = ("api_key", "key_pepper")
 
@@ -20,7 +22,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         overrides = {name: getattr(options, name, None) for name in ("host", "port", "config")}
         configured = settings.load(overrides=overrides)
         status: int = options.run(configured, options)
-    except settings.SettingsError as error:
+    except (settings.SettingsError, DamagedKeyFile) as error:
         print(f"serving: {error}", file=sys.stderr)
         return 2
     return status
@@ -65,7 +67,11 @@ def _serve(configured: settings.Settings, options: argparse.Namespace) -> int:
     from serving import server, telemetry
 
     telemetry.configure_logging(configured.log_format)
-    return server.serve(configured)
+    status = server.serve(configured)
+    # Everything is shut down. The engine's libraries would use the interpreter's own end to print pages about leaks.
+    logging.shutdown()
+    sys.stdout.flush()
+    os._exit(status)
 
 
 def _settings(configured: settings.Settings, options: argparse.Namespace) -> int:

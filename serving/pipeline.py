@@ -31,10 +31,16 @@ from serving.core import (
 )
 from serving.engine.base import Engine
 from serving.engine.choices import generate_choices
-from serving.errors import InsufficientCredit, UnknownModel
+from serving.errors import InsufficientCredit, InvalidRequest, UnknownModel
 from serving.ledger.base import Ledger
 from serving.prompting.prepare import Prompting
 from serving.prompting.reader import TextReader
+
+_MOST_LOGPROBS = 262_144
+"""Per request, alternatives included: some 100 MB of objects and 20 MB of JSON."""
+
+_ECHO_SLICE = 256
+"""Tokens: telling so many logprobs holds the event loop for some milliseconds."""
 
 T = TypeVar("T")
 
@@ -121,6 +127,7 @@ class Pipeline:
         engine = self._engines.get(model.id)
         request = within_plan(caller.plan, request)
         prepared = await model.prompting.prepare(request, engine.context_tokens)
+        check_logprobs(prepared)
         hold = await self._ledger.hold(caller, request.request_id, model.price, worst_case(prepared))
         meter = Meter(model.id, prepared, began_s)
         try:
@@ -159,6 +166,18 @@ def within_plan(plan: Plan, request: GenerationRequest) -> GenerationRequest:
     return replace(request, stopping=replace(request.stopping, max_tokens=limit))
 
 
+def check_logprobs(prepared: Sequence[PreparedRequest]) -> None:
+    """Refuse more logprobs than a process should hold in memory for one request."""
+    asked = sum(
+        (choice.max_tokens + len(choice.token_ids) * choice.prompt_logprobs) * (choice.logprobs + 1)
+        for choice in prepared
+        if choice.logprobs is not None
+    )
+    if asked > _MOST_LOGPROBS:
+        message = f"Up to {asked} logprobs are asked for, and at most {_MOST_LOGPROBS} can be: lower max_tokens or n."
+        raise InvalidRequest(message, param="logprobs")
+
+
 def worst_case(prepared: Sequence[PreparedRequest]) -> Usage:
     """The most that the choices can use together: no prompt token cached, every choice as long as it may be."""
     return Usage(
@@ -186,8 +205,18 @@ def read(event: Event, reader: TextReader | None, choice: PreparedRequest) -> tu
     """What is told of one event: text as the choice's reader leaves it, and the echo as the first of it."""
     told = (event,) if reader is None else reader.on_event(event)
     if isinstance(event, Started) and choice.echo_text is not None:
-        told += (Delta(event.index, choice.echo_text, (), event.prompt_logprobs),)
+        told += echo(event, choice.echo_text)
     return told
+
+
+def echo(event: Started, text: str) -> tuple[Delta, ...]:
+    """The prompt as deltas: its text with the first of its logprobs, and the other logprobs in slices."""
+    logprobs = event.prompt_logprobs
+    if logprobs and not text.startswith(logprobs[0].text):
+        # A BOS that the prompt did not spell stands for no text.
+        logprobs = (replace(logprobs[0], text=""), *logprobs[1:])
+    slices = [logprobs[at : at + _ECHO_SLICE] for at in range(0, len(logprobs), _ECHO_SLICE)] or [()]
+    return tuple(Delta(event.index, "" if at else text, (), part) for at, part in enumerate(slices))
 
 
 async def uncancelled(work: Coroutine[Any, Any, T]) -> T:

@@ -6,6 +6,7 @@ second signal ends them at once. A lost engine ends the process with status 1, s
 
 import asyncio
 import contextlib
+import ctypes
 import gc
 import logging
 import os
@@ -13,7 +14,8 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 
 import uvicorn
 
@@ -26,9 +28,11 @@ log = logging.getLogger(__name__)
 _PROGRESS_S = 5.0
 _GRACE_S = 5
 
-_ENVIRONMENT = {"VLLM_LOGGING_LEVEL": "WARNING", "VLLM_NO_USAGE_STATS": "1", "TOKENIZERS_PARALLELISM": "false"}
-"""What libraries read from the environment, unless the operator says otherwise: vLLM writes no page of configuration
-between our lines and tells nobody of this server; tokenizers need no threads of their own, and warn when forked."""
+_ENVIRONMENT = {"VLLM_CONFIGURE_LOGGING": "0", "VLLM_NO_USAGE_STATS": "1", "TOKENIZERS_PARALLELISM": "false"}
+"""What libraries read from the environment, unless the operator says otherwise: vLLM logs as we do and tells nobody of
+this server; tokenizers need no threads of their own, and warn when forked."""
+
+_PR_SET_PDEATHSIG = 1
 
 
 class _Uvicorn(uvicorn.Server):
@@ -49,6 +53,7 @@ def serve(settings: Settings, loaders: Mapping[str, Loader] | None = None) -> in
         ) from error
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
+    os.register_at_fork(after_in_child=partial(_become_an_engine, settings.port, ctypes.CDLL(None).prctl))
     with listener:
         service = build(settings, loaders)
         config = uvicorn.Config(
@@ -62,6 +67,23 @@ def serve(settings: Settings, loaders: Mapping[str, Loader] | None = None) -> in
         )
         with asyncio.Runner(loop_factory=config.get_loop_factory()) as runner:
             return runner.run(_run(settings, service, _Uvicorn(config), listener))
+
+
+def _become_an_engine(port: int, prctl: Callable[[int, int], int]) -> None:
+    """In a process forked from the server: die with it, however it dies, and hold none of its connections open.
+
+    vLLM's engine core does not notice that its parent is gone, and would keep the port taken.
+    """
+    prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    for name in os.listdir("/proc/self/fd"):
+        try:
+            inherited = socket.socket(fileno=int(name))
+        except OSError:
+            continue  # no socket, or the listing's own descriptor
+        if inherited.family in (socket.AF_INET, socket.AF_INET6) and inherited.getsockname()[1] == port:
+            inherited.close()
+        else:
+            inherited.detach()
 
 
 def _listen(host: str, port: int) -> socket.socket:
@@ -81,16 +103,17 @@ async def _run(settings: Settings, service: Service, server: _Uvicorn, listener:
     told = asyncio.create_task(_tell_progress(settings, service, started))
     await asyncio.wait({serving, stopped, failed}, return_when=asyncio.FIRST_COMPLETED)
     told.cancel()
+    lost = failed.done() and not stop.is_set()
     if stop.is_set():
         await _drain(settings.drain_s, service, stop_now)
-    elif failed.done():
+    elif lost:
         print(f"The server ends: {failed.result()}.", file=sys.stderr)
     if stop_now.is_set():
         server.config.timeout_graceful_shutdown = 0
     server.should_exit = True
     await serving
     stopped.cancel()
-    return 1 if failed.done() and not stop.is_set() else 0
+    return int(lost)
 
 
 async def _drain(drain_s: float, service: Service, stop_now: asyncio.Event) -> None:
@@ -139,21 +162,23 @@ def _welcome(settings: Settings, service: Service) -> str:
 Serving on {base}
 API key    {key}
 
-The native API, streamed as JSON lines:
+# The native API, streamed as JSON lines:
 
-  curl -N {base}/api/v1/model/completion -H 'Authorization: Bearer {key}' \\
-    -d '{{"modelId": "{model}", "input": "{story}", "samplingParams": {{"maxTokens": 200}}}}'
+curl -N {base}/api/v1/model/completion -H 'Authorization: Bearer {key}' \\
+  -d '{{"modelId": "{model}", "input": "{story}", "samplingParams": {{"maxTokens": 200}}}}'
 
-The OpenAI API, streamed:
+# The OpenAI API, streamed:
 
-  curl -N {base}/v1/chat/completions -H 'Authorization: Bearer {key}' \\
-    -d '{{"model": "{model}/text", "stream": true,
-         "messages": [{{"role": "user", "name": "Tom", "content": "Who is there?"}}]}}'
+curl -N {base}/v1/chat/completions -H 'Authorization: Bearer {key}' \\
+  -d '{{"model": "{model}/text", "stream": true,
+       "messages": [{{"role": "user", "name": "Tom", "content": "Who is there?"}}]}}'
 
-The same in Python (.venv/bin/python has the client):
+# The same in Python:
 
-  from openai import OpenAI
-  client = OpenAI(base_url="{base}/v1", api_key="{key}")
-  turn = {{"role": "user", "name": "Tom", "content": "Who is there?"}}
-  print(client.chat.completions.create(model="{model}/text", messages=[turn]).choices[0].message.content)
+{sys.executable} - <<'END'
+from openai import OpenAI
+client = OpenAI(base_url="{base}/v1", api_key="{key}")
+turn = {{"role": "user", "name": "Tom", "content": "Who is there?"}}
+print(client.chat.completions.create(model="{model}/text", messages=[turn]).choices[0].message.content)
+END
 """

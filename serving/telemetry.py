@@ -98,7 +98,6 @@ LOG_FIELDS: Final = (
     "cached_tokens",
     "completion_tokens",
     "cost_microcredits",
-    "first_token_ms",
     "duration_ms",
 )
 """What may stand beside a message, given as `extra=`. Anything else in `extra` is not written: neither prompts nor
@@ -139,8 +138,8 @@ def _fields(record: logging.LogRecord) -> dict[str, Any]:
 def configure_logging(style: Literal["text", "json"] = "text", level: str = "info") -> None:
     """Write every logger of this process to stderr in one style; uvicorn's and vLLM's own handlers are taken off.
 
-    `level` is of our own loggers; libraries speak from `warning` on. Call it once, and again after vllm is imported,
-    since vLLM sets up its logger when it is.
+    `level` is of our own loggers; libraries speak from `warning` on. Call it once, before vllm is imported, and with
+    VLLM_CONFIGURE_LOGGING=0: else vLLM sets up its own loggers when it is.
     """
     handler = logging.StreamHandler()
     handler.setFormatter(_Json() if style == "json" else _Text())

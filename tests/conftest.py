@@ -37,6 +37,6 @@ async def local_engine() -> AsyncIterator["LocalEngine"]:
     """The tiny Llama 3 of tests/fixtures (random weights) behind a real vLLM."""
     from serving.engine.local import LocalEngine
 
-    engine = await LocalEngine.load(str(MODEL), engine=ENGINE, start_method="fork")
+    engine = await LocalEngine.load(str(MODEL), engine=ENGINE)
     yield engine
     await engine.shutdown()

@@ -1,7 +1,8 @@
 """API keys: made, kept as keyed hashes in a file, and recognised.
 
 A key's text is shown once, when it is made. The file holds HMAC-SHA256 of it under a pepper that lies elsewhere (the
-environment, or a file only its owner can read), so the file alone opens nothing. Comparison takes constant time.
+environment, or a file only its owner can read), so the file alone opens nothing. A key is looked for by that hash and
+compared in constant time, so the time an answer takes tells nothing of the keys there are.
 """
 
 import base64
@@ -62,6 +63,10 @@ def demo_key(pepper: bytes) -> str:
     """The demo account's key: derived from the pepper, so that it survives a restart and is stored nowhere."""
     digest = hmac.digest(pepper, b"the key of the demo account", "sha256")
     return KEY_PREFIX + base64.b32encode(digest[:20]).decode().lower()
+
+
+class DamagedKeyFile(Exception):
+    """The key file is there and cannot be read."""
 
 
 class KeyFile:
@@ -154,10 +159,10 @@ class KeyFile:
         if stamp != self._stamp:
             try:
                 records = [_record_of(item) for item in json.loads(self._path.read_text())["keys"]]
-            except (ValueError, KeyError, TypeError):
+            except (OSError, ValueError, KeyError, TypeError) as error:
                 if now:
-                    raise
-                log.error("%s is damaged: the keys read before stay in force", self._path)
+                    raise DamagedKeyFile(f"{self._path} cannot be read: {error}.") from error
+                log.error("%s cannot be read: the keys read before stay in force", self._path)
             else:
                 self._file_keys = {record.digest: record for record in records}
             self._stamp = stamp

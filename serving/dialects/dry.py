@@ -1,4 +1,4 @@
-"""The DRY sampler's many spellings -> core's `Dry`. The bounds are those of docs/sampling.md.
+"""The DRY sampler's many spellings -> core's `Dry`. The bounds are those of docs/dialects.md.
 
 Nested (`dry: {...}`, snake or camel case) or flat (`dry_*`); the nested spelling wins where both say something.
 """

@@ -13,7 +13,7 @@ import math
 import time
 import traceback
 from contextlib import aclosing
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 from uuid import uuid4
 
@@ -23,7 +23,7 @@ from starlette.types import Receive, Scope, Send
 
 from serving import telemetry
 from serving.accounts.keys import KeyFile
-from serving.core import Caller
+from serving.core import Caller, Receipt
 from serving.dialects.base import Answer, Catalog, Context, Dialect, Endpoint, Listing, ModelInfo, Teller
 from serving.dialects.body import ClientGone, decode, read_body
 from serving.errors import EngineFailed, Overloaded, PayloadTooLarge, ServingError, Unauthenticated
@@ -33,6 +33,8 @@ log = logging.getLogger(__name__)
 
 _STREAM_HEADERS = {"cache-control": "no-cache", "x-accel-buffering": "no"}
 """Neither caches nor a buffering reverse proxy may hold a stream back."""
+
+_LARGE_BYTES = 65_536
 
 
 @dataclass(frozen=True)
@@ -64,12 +66,25 @@ class Reply:
         """Send a part of the body, and the head before the first. Waits while the client does not read."""
         self._changed_at = time.monotonic()
         self._writing += 1
-        if self.status is None:
-            self.status = status
-            headers = [(name.encode(), value.encode()) for name, value in self.headers.items()]
-            await self.send({"type": "http.response.start", "status": status, "headers": headers})
-        await self.send({"type": "http.response.body", "body": part, "more_body": more})
-        self._writing -= 1
+        try:
+            if self.status is None:
+                self.status = status
+                headers = [(name.encode(), value.encode()) for name, value in self.headers.items()]
+                await self.send({"type": "http.response.start", "status": status, "headers": headers})
+            await self.send({"type": "http.response.body", "body": part, "more_body": more})
+        finally:
+            self._writing -= 1
+        if len(part) > _LARGE_BYTES:
+            # Making it took long, and a send that need not wait yields to nobody.
+            await asyncio.sleep(0)
+
+    async def write_unwatched(self, part: bytes, timeout_s: float, *, status: int = 200, more: bool = False) -> None:
+        """Write beside nobody's watch: a client that does not take it within `timeout_s` is given up."""
+        try:
+            async with asyncio.timeout(timeout_s):
+                await self.write(part, status=status, more=more)
+        except TimeoutError:
+            raise ClientGone from None
 
     def stalled_s(self) -> float:
         """For how long the client has not taken what is being written; 0 when nothing is."""
@@ -93,6 +108,9 @@ class Exchange(Response):
         self._teller: Teller | None = None
         self._model = "unknown"
         self._code: str | None = None
+        self._caller: Caller | None = None
+        self._receipt: Receipt | None = None
+        self._began_s = time.monotonic()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         reply = Reply(send, {"x-request-id": self._id})
@@ -106,27 +124,37 @@ class Exchange(Response):
         labels = (self._dialect.name, self._endpoint.name, self._model)
         status = str(reply.status or self._code)
         telemetry.REQUESTS.labels(*labels, status).inc()
-        fields = {"request_id": self._id, "status": status, "code": self._code}
-        log.info("request", extra=fields | dict(zip(("dialect", "endpoint", "model"), labels, strict=True)))
+        fields: dict[str, object] = {"request_id": self._id, "status": status, "code": self._code}
+        fields |= dict(zip(("dialect", "endpoint", "model"), labels, strict=True))
+        fields["duration_ms"] = round((time.monotonic() - self._began_s) * 1000)
+        if self._caller:
+            fields |= {"account": self._caller.account, "key_id": self._caller.key_id}
+        if self._receipt:
+            fields |= asdict(self._receipt.usage) | {"cost_microcredits": self._receipt.cost}
+        log.info("request", extra=fields)
 
     async def _exchange(self, reply: Reply, receive: Receive) -> None:
         try:
-            caller = self._http.authenticate(self._request)
-            body = await read_body(self._request.headers, receive, self._http.max_body_bytes)
-            await self._answer_while_connected(caller, body, reply, receive)
+            await self._guarded(reply, receive)
         except ClientGone:
             self._code = "disconnect"
             telemetry.DISCONNECTS.labels(self._dialect.name).inc()
+
+    async def _guarded(self, reply: Reply, receive: Receive) -> None:
+        """Every error but ClientGone ends here, as the client is told it."""
+        try:
+            self._caller = caller = self._http.authenticate(self._request)
+            body = await read_body(self._request.headers, receive, self._http.max_body_bytes)
+            await self._answer_while_connected(caller, body, reply, receive)
+        except ClientGone:
+            raise
         except ServingError as error:
             await self._fail(error, reply)
         except asyncio.CancelledError:
             # Nobody but the server's own end cancels a request, and the client is still there to be told.
             await self._fail(Overloaded("The server was stopped. Try again in a moment."), reply)
         except Exception as error:  # noqa: BLE001  # the last resort: whoever asked is told, and so is the log
-            # Where and what kind, without the error's own words: a library may have put a prompt into them.
-            where = "".join(traceback.format_tb(error.__traceback__))
-            log.error("request %s failed: %s\n%s", self._id, type(error).__name__, where)
-            await self._fail(EngineFailed("The server made a mistake. Try again."), reply)
+            await self._fail(our_mistake(error, self._id), reply)
 
     async def _answer_while_connected(self, caller: Caller, body: bytes, reply: Reply, receive: Receive) -> None:
         """Run the answer as a task beside the connection, which is watched, and kept alive through long silences."""
@@ -139,7 +167,7 @@ class Exchange(Response):
                 if (gone.done() and not answer.done()) or reply.stalled_s() > self._http.write_timeout_s:
                     raise ClientGone
                 if not answer.done() and self._teller and self._teller.streamed and reply.silent_s() >= silence:
-                    await self._keep_alive(self._teller, reply)
+                    await reply.write_unwatched(self._teller.keep_alive(), self._http.write_timeout_s, more=True)
             await answer
         finally:
             gone.cancel()
@@ -149,14 +177,6 @@ class Exchange(Response):
                 await asyncio.wait({answer})
                 if not answer.cancelled():
                     answer.exception()
-
-    async def _keep_alive(self, teller: Teller, reply: Reply) -> None:
-        """Break a silence. It must not wait for long either: whoever does not read is not watched meanwhile."""
-        try:
-            async with asyncio.timeout(self._http.write_timeout_s):
-                await reply.write(teller.keep_alive())
-        except TimeoutError:
-            raise ClientGone from None
 
     async def _answer(self, caller: Caller, body: bytes, reply: Reply) -> None:
         """Body to answer, sent as it comes or whole."""
@@ -175,17 +195,31 @@ class Exchange(Response):
             else:
                 async for event in events:
                     answer.add(event)
-        await reply.write(b"" if teller.streamed else teller.whole(answer), more=False)
+            self._receipt = event if isinstance(event, Receipt) else None
+        if teller.streamed:
+            await reply.write(b"", more=False)
+        else:
+            # A body with many logprobs takes long to make; a thread lets others in between.
+            await reply.write(await asyncio.to_thread(teller.whole, answer), more=False)
 
     async def _fail(self, error: ServingError, reply: Reply) -> None:
         """Tell an error: with its status while nothing was sent, else as the dialect's last words in the stream."""
         self._code = error.code
+        timeout_s = self._http.write_timeout_s
         if reply.status is not None:
-            await reply.write(self._teller.fail(error) if self._teller else b"", more=False)
+            await reply.write_unwatched(self._teller.fail(error) if self._teller else b"", timeout_s)
             return
         reply.headers |= error_headers(error)
         status, body = self._dialect.render_error(error)
-        await reply.write(body, status=status, more=False)
+        await reply.write_unwatched(body, timeout_s, status=status)
+
+
+def our_mistake(error: Exception, request_id: str) -> EngineFailed:
+    """What is told of an error nobody foresaw. The log has its kind and place, without its own words: a library may
+    have put a prompt into them."""
+    where = "".join(traceback.format_tb(error.__traceback__))
+    log.error("request %s failed: %s\n%s", request_id, type(error).__name__, where)
+    return EngineFailed("The server made a mistake. Try again.")
 
 
 def error_headers(error: ServingError) -> dict[str, str]:
@@ -211,6 +245,7 @@ def listing_response(http: Http, dialect: Dialect, listing: Listing, request: Re
     try:
         catalog = Catalog.of(http.models, http.authenticate(request))
         return Response(listing.tell(catalog, request.path_params), media_type="application/json")
-    except ServingError as error:
-        status, body = dialect.render_error(error)
-        return Response(body, status, error_headers(error))
+    except Exception as error:  # noqa: BLE001  # as for a generation
+        told = error if isinstance(error, ServingError) else our_mistake(error, listing.name)
+        status, body = dialect.render_error(told)
+        return Response(body, status, error_headers(told))

@@ -30,8 +30,9 @@ def engine_arguments(model: str, revision: str | None, engine: Mapping[str, Any]
     defaults: dict[str, Any] = {
         "enable_log_requests": False,
         "shutdown_timeout": SHUTDOWN_TIMEOUT_S,
-        # One backend for every request: with `auto` the first request with a schema decides for all later ones.
-        "structured_outputs_config": {"backend": "guidance"},
+        # One backend for every request: with `auto` the first request with a schema decides for all later ones. No free
+        # white space: a small model can fill the whole answer with it.
+        "structured_outputs_config": {"backend": "guidance", "disable_any_whitespace": True},
     }
     if current_platform.is_cpu():
         defaults |= _cpu_defaults(engine)

@@ -15,7 +15,7 @@ import signal
 import threading
 from collections.abc import AsyncGenerator, Iterator, Mapping
 from multiprocessing import resource_tracker
-from typing import Any, Literal, Self
+from typing import Any, Self
 
 import psutil
 from vllm.exceptions import GracefulHTTPError, VLLMClientError
@@ -28,7 +28,6 @@ from serving.engine.limits import Model, check
 from serving.engine.translate import events, invalid
 from serving.errors import EngineFailed, Overloaded
 
-StartMethod = Literal["spawn", "fork"]
 _SHUTDOWN_GRACE_S = 5.0
 
 
@@ -57,14 +56,13 @@ class LocalEngine:
         *,
         revision: str | None = None,
         engine: Mapping[str, Any] | None = None,
-        start_method: StartMethod = "spawn",
     ) -> Self:
         """Start the engine's processes and load `model` (a folder or a hub id); the loop stays free meanwhile.
 
         `engine` goes to AsyncEngineArgs as it is. Raises ValueError for a key vLLM does not know, and whatever vLLM
         raises for a model it cannot load; then, and when cancelled, no process is left behind.
         """
-        start = _Start(model, revision, dict(engine or {}), start_method)
+        start = _Start(model, revision, dict(engine or {}))
         thread = asyncio.ensure_future(asyncio.to_thread(start.run))
         try:
             llm = await asyncio.shield(thread)
@@ -157,10 +155,10 @@ class LocalEngine:
             dead.cancel()
 
     def _watch(self) -> None:
-        """Be told by the kernel when the engine core dies; of a dead worker the core itself tells, and vLLM's task ends.
+        """Be told by the kernel when the engine core dies. Of a dead worker the core tells, and vLLM's task ends.
 
-        vLLM 0.32 watches its end of a pipe in a thread, which a forked worker holds open: 1 to 5 s after the core's death
-        its streams still waited. Its own server polls every five seconds.
+        vLLM 0.32 watches a pipe in a thread, and a forked worker holds that pipe open: 1 to 5 s after the core's death
+        the streams still waited. Its own server polls every five seconds.
         """
         if not hasattr(os, "pidfd_open"):
             return
@@ -211,16 +209,17 @@ class LocalEngine:
 class _Start:
     """One attempt to start an engine, in a thread; `cancel` ends it from another."""
 
-    def __init__(self, model: str, revision: str | None, engine: dict[str, Any], start_method: StartMethod) -> None:
-        self._model, self._revision, self._engine, self._start_method = model, revision, engine, start_method
+    def __init__(self, model: str, revision: str | None, engine: dict[str, Any]) -> None:
+        self._model, self._revision, self._engine = model, revision, engine
         self._before = {process.pid for process in psutil.Process().children(recursive=True)}
         self._cancelled = threading.Event()
 
     def run(self) -> AsyncLLM:
         arguments = engine_arguments(self._model, self._revision, self._engine)
         config = arguments.create_engine_config()
-        # After create_engine_config: vLLM's CPU platform resets it to spawn.
-        os.environ["VLLM_WORKER_MULTIPROC_METHOD"] = self._start_method
+        # vLLM's own choice but on CPU, where create_engine_config resets it to spawn: 42 s to the first token on two
+        # cores, since every process imports torch and vLLM again, and 19 s with fork.
+        os.environ["VLLM_WORKER_MULTIPROC_METHOD"] = "fork"
         if self._cancelled.is_set():
             raise RuntimeError("the start was cancelled")
         with _without_sigint():

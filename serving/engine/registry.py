@@ -27,15 +27,12 @@ def local(
     *,
     revision: str | None = None,
     engine: Mapping[str, Any] | None = None,
-    start_method: Literal["spawn", "fork"] = "spawn",
 ) -> Loader:
     """A loader of a LocalEngine; vllm is imported in a thread when it is called, never before."""
 
     async def load() -> Engine:
         module = await asyncio.to_thread(importlib.import_module, "serving.engine.local")
-        loaded: Engine = await module.LocalEngine.load(
-            model, revision=revision, engine=engine, start_method=start_method
-        )
+        loaded: Engine = await module.LocalEngine.load(model, revision=revision, engine=engine)
         return loaded
 
     return load

@@ -240,7 +240,10 @@ def _weight(prompt: Prompt) -> int:
     if isinstance(prompt, TokenPrompt):
         return len(prompt.token_ids)
     many = 64 * len(prompt.messages)
-    return many if many > INLINE_CHARS else many + sum(len(message.content) for message in prompt.messages)
+    if many > INLINE_CHARS:
+        return many
+    texts = sum(len(message.content) + sum(map(len, message.names)) for message in prompt.messages)
+    return many + texts + sum(map(len, prompt.header.names))
 
 
 async def _off_loop(weight: int, work: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> _T:

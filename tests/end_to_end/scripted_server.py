@@ -2,6 +2,8 @@
 
 import asyncio
 import itertools
+import multiprocessing
+import signal
 import sys
 from collections.abc import Iterator
 
@@ -25,6 +27,8 @@ async def pace(request: PreparedRequest, number: int) -> None:
 
 
 async def load() -> Engine:
+    # As vLLM's engines do, with a process that would outlive this one.
+    multiprocessing.get_context("fork").Process(target=signal.pause, daemon=True).start()
     return ScriptedEngine(endless, context_tokens=4096, gate=pace)
 
 

@@ -4,7 +4,8 @@ import json
 
 from tests.end_to_end.conftest import MODEL, ServerProcess
 
-INPUT = "<|im_start|>system\nA story about Mara and Tom.<|im_end|>\n<|im_start|>text names= Mara\n"
+MARK = "Quixabella"
+INPUT = f"<|im_start|>system\nA story about Mara, Tom and {MARK}.<|im_end|>\n<|im_start|>text names= Mara\n"
 
 
 def test_lines_come_as_json(demo: ServerProcess) -> None:
@@ -32,3 +33,10 @@ def test_a_stop_sequence_is_included(demo: ServerProcess) -> None:
     answer = demo.post("/api/v1/model/completion", {"input": INPUT, "samplingParams": params, "stream": False})
     assert answer["output"].endswith("<|im_end|>")
     assert answer["finishReason"] == "stop"
+
+
+def test_what_was_sent_is_in_no_log_and_no_metric(demo: ServerProcess) -> None:
+    """The log is that of all processes of the server, the engine's too."""
+    assert MARK not in demo.log.read_text()
+    with demo.http() as http:
+        assert MARK not in http.get("/metrics").text

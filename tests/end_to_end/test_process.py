@@ -3,7 +3,9 @@
 import signal
 import threading
 
+import httpx
 import psutil
+import pytest
 
 from tests.end_to_end.conftest import ServerProcess
 
@@ -53,6 +55,17 @@ def test_a_second_ctrl_c_ends_at_once(scripted: ServerProcess) -> None:
     assert "Traceback" not in scripted.log.read_text()
 
 
+def test_a_killed_server_takes_its_engines_along_and_frees_its_port(scripted: ServerProcess) -> None:
+    family = scripted.descendants()
+    assert family
+    scripted.process.kill()
+    scripted.process.wait()
+    _, alive = psutil.wait_procs(family, timeout=5)
+    assert alive == []
+    with pytest.raises(httpx.ConnectError):
+        httpx.get(f"{scripted.base}/health/live")
+
+
 def test_a_killed_engine_ends_the_process_with_status_1(demo: ServerProcess) -> None:
     """Runs last in this folder: the demo server does not survive it."""
     core = next(child for child in demo.descendants() if "EngineCore" in child.name() + " ".join(child.cmdline()))
@@ -65,6 +78,6 @@ def test_a_killed_engine_ends_the_process_with_status_1(demo: ServerProcess) -> 
         rest = list(lines)
     assert '"error"' in rest[-2]
     assert "data: [DONE]" not in rest
-    assert demo.process.wait(timeout=60) == 1
+    assert demo.process.wait(timeout=60) == 1, demo.log.read_text()[-2000:]
     _, alive = psutil.wait_procs(family, timeout=10)
     assert alive == []

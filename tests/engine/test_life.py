@@ -30,10 +30,10 @@ def engine_processes() -> set[int]:
 
 
 @asynccontextmanager
-async def disposable() -> AsyncIterator[tuple[LocalEngine, dict[str, int]]]:
+async def disposable(**engine_table: int) -> AsyncIterator[tuple[LocalEngine, dict[str, int]]]:
     """An engine, and the process ids of its parts by name."""
     before = engine_processes()
-    engine = await LocalEngine.load(str(MODEL), engine=ENGINE, start_method="fork")
+    engine = await LocalEngine.load(str(MODEL), engine=ENGINE | engine_table)
     started = [psutil.Process(pid) for pid in engine_processes() - before]
     try:
         yield engine, {process.name().removeprefix("VLLM::"): process.pid for process in started}
@@ -82,7 +82,7 @@ async def test_ctrl_c_does_not_reach_the_engine_and_death_is_told_while_idle() -
 
 
 async def test_shutdown_lets_what_runs_finish_and_refuses_what_comes() -> None:
-    async with disposable() as (engine, _):
+    async with disposable(shutdown_timeout=120) as (engine, _):
         running = asyncio.create_task(answer(engine, forced(99, max_tokens=200)))
         while not engine.unfinished:  # noqa: ASYNC110  # nothing else tells that the engine has the request
             await asyncio.sleep(0)
@@ -96,7 +96,7 @@ async def test_shutdown_lets_what_runs_finish_and_refuses_what_comes() -> None:
 async def test_shutdown_ends_what_nobody_reads() -> None:
     """A reader who stopped reading holds the end up for `shutdown_timeout` and no longer."""
     before = engine_processes()
-    engine = await LocalEngine.load(str(MODEL), engine=ENGINE | {"shutdown_timeout": 1}, start_method="fork")
+    engine = await LocalEngine.load(str(MODEL), engine=ENGINE | {"shutdown_timeout": 1})
     stream = engine.generate(forced(99, max_tokens=2000))
     await anext(stream)
     await engine.shutdown()
@@ -108,7 +108,7 @@ async def test_shutdown_ends_what_nobody_reads() -> None:
 
 async def test_a_cancelled_load_leaves_nothing() -> None:
     before = engine_processes()
-    loading = asyncio.create_task(LocalEngine.load(str(MODEL), engine=ENGINE, start_method="fork"))
+    loading = asyncio.create_task(LocalEngine.load(str(MODEL), engine=ENGINE))
     async with asyncio.timeout(60):
         while engine_processes() == before:  # noqa: ASYNC110  # nothing else tells that a process was started
             await asyncio.sleep(0.01)
@@ -126,7 +126,7 @@ async def test_a_model_that_cannot_be_loaded_leaves_nothing(tmp_path: Path) -> N
     weights = broken / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:200_000])
     with pytest.raises(RuntimeError):
-        await LocalEngine.load(str(broken), engine=ENGINE, start_method="fork")
+        await LocalEngine.load(str(broken), engine=ENGINE)
     assert engine_processes() == before
     gc.collect()
 

@@ -24,6 +24,8 @@ def list_models(catalog: Catalog, _: Mapping[str, Any]) -> bytes:
 
 
 def one_model(catalog: Catalog, path: Mapping[str, Any]) -> bytes:
+    if not path["model"]:  # `/models/`, as some clients join their addresses
+        return list_models(catalog, path)
     info, suffix = catalog.resolve(path["model"])
     resolve(suffix=suffix)  # refuses what is no role config, as a request with this model would be
     return encode(wire.ModelWire(path["model"], info.created, "story-serving"))

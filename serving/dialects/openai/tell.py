@@ -31,8 +31,9 @@ _ERROR_TYPES = {
 
 def error_body(error: ServingError) -> bytes:
     """The error envelope."""
+    param = "model" if error.param == "allowed_roles" else error.param  # here a model's suffix says it
     kind = "server_error" if error.status >= 500 else _ERROR_TYPES.get(error.status, "invalid_request_error")
-    return encode(wire.ErrorEnvelope(wire.ErrorBody(error.message, kind, error.param, error.code)))
+    return encode(wire.ErrorEnvelope(wire.ErrorBody(error.message, kind, param, error.code)))
 
 
 def system_fingerprint(model: str) -> str:
