@@ -34,10 +34,10 @@ make_venv() {
 # pip tells every package it collects; show how far it is instead.
 progress() {
     awk -v total="$1" '
-        /^Collecting / { n++; printf "\r\033[K  %d of %d  %s", n, total, $2 > "/dev/stderr"; next }
-        /^Installing collected/ { printf "\r\033[K  unpacking %d packages", n > "/dev/stderr"; next }
+        /^(Collecting|Processing) / { n++; printf "\r\033[K  %d of %d  %s", n, total, $2 > "/dev/stderr"; next }
+        /^Installing collected/ { printf "\r\033[K  unpacking" > "/dev/stderr"; next }
         /^ERROR|^error|^  ERROR/ { printf "\n%s\n", $0 > "/dev/stderr" }
-        END { if (n) printf "\r\033[K  %d packages installed\n", n > "/dev/stderr" }'
+        END { if (n) printf "\r\033[K  installed\n" > "/dev/stderr" }'
 }
 
 [ -x .venv/bin/python ] || make_venv "$(find_python)"

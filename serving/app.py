@@ -89,6 +89,8 @@ def _served(model: ModelSettings) -> ServedModel:
 
 def _tell_engine_up(model: str, state: State) -> None:
     telemetry.ENGINE_UP.labels(model).set(state == "ready")
+    if state == "ready":
+        telemetry.keep_engine_series()
 
 
 def local_loaders(settings: Settings) -> dict[str, Loader]:

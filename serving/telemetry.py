@@ -10,6 +10,7 @@ import logging
 import os
 import sys
 import time
+from collections.abc import Iterable
 from typing import Any, Final, Literal
 
 from prometheus_client import (
@@ -19,8 +20,10 @@ from prometheus_client import (
     Counter,
     Gauge,
     Histogram,
+    Metric,
     generate_latest,
 )
+from prometheus_client.registry import Collector
 
 from serving import __version__
 
@@ -57,6 +60,43 @@ RUNNING = Gauge("serving_running_choices", "Choices being generated", multiproce
 ENGINE_UP = Gauge("serving_engine_up", "1 when the model's engine is ready", ["model"], multiprocess_mode="livemin")
 BUILD = Gauge("serving_build_info", "The version that runs", ["version"], multiprocess_mode="livemax")
 BUILD.labels(__version__).set(1)
+
+
+class _EngineSeries(Collector):
+    """vLLM's series of all engines of this process.
+
+    vLLM 0.32 takes those of former engines out of the registry when it makes another (metrics/prometheus.py), so they
+    are kept here, and engines that have a series in common are told as one.
+    """
+
+    def __init__(self) -> None:
+        self._kept: list[Collector] = []
+
+    def keep(self) -> None:
+        """Take over what an engine has registered. The registry has no public list; vLLM reads the same field."""
+        for collector, names in list(REGISTRY._collector_to_names.items()):
+            if any(name.startswith("vllm:") for name in names):
+                REGISTRY.unregister(collector)
+                self._kept.append(collector)
+
+    def collect(self) -> Iterable[Metric]:
+        merged: dict[str, Metric] = {}
+        for collector in self._kept:
+            for family in collector.collect():
+                if family.name in merged:
+                    merged[family.name].samples.extend(family.samples)
+                else:
+                    merged[family.name] = family
+        return merged.values()
+
+
+_engine_series = _EngineSeries()
+REGISTRY.register(_engine_series)
+
+
+def keep_engine_series() -> None:
+    """Call when an engine is loaded, and before another one is."""
+    _engine_series.keep()
 
 
 def exposition() -> bytes:

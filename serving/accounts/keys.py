@@ -126,9 +126,12 @@ class KeyFile:
     def _alone(self) -> Iterator[None]:
         """Keep other processes from changing the file between a read and the write that follows."""
         self._path.parent.mkdir(parents=True, exist_ok=True)
-        with open(self._path.with_suffix(".lock"), "w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        folder = os.open(self._path.parent, os.O_RDONLY)
+        try:
+            fcntl.flock(folder, fcntl.LOCK_EX)
             yield
+        finally:
+            os.close(folder)
 
     def _record(self, key: str, *, name: str, account: str, models: tuple[str, ...] | None) -> KeyRecord:
         return KeyRecord(

@@ -23,6 +23,7 @@ from serving.settings import DEMO_MODEL_DIR
 KEY = "sk-story-end-to-end"
 MODEL = "opus-v1-sm"
 LLAMA3 = "tests/llama3-tiny"
+LLAMA3_DIR = Path(__file__).parents[1] / "fixtures/llama3-tiny"
 START_S = 300
 
 
@@ -111,7 +112,7 @@ price = {{ input_per_1k = 40_000, cached_per_1k = 10_000, output_per_1k = 40_000
 
 [[models]]
 id = "{LLAMA3}"
-path = "{Path(__file__).parents[1] / "fixtures/llama3-tiny"}"
+path = "{LLAMA3_DIR}"
 template = "llama3-writer"
 """
 

@@ -8,7 +8,7 @@ import pytest
 from openai.types.chat import ChatCompletionMessageParam
 
 from serving.settings import DEMO_MODEL_DIR
-from tests.end_to_end.conftest import LLAMA3, MODEL, ServerProcess
+from tests.end_to_end.conftest import LLAMA3, LLAMA3_DIR, MODEL, ServerProcess
 
 TURN: ChatCompletionMessageParam = {"role": "user", "name": "Tom", "content": "Who is there?"}
 CHAT: list[ChatCompletionMessageParam] = [
@@ -211,4 +211,5 @@ def test_a_closed_stream_leaves_the_engine(demo: ServerProcess, client: openai.O
     next(iter(stream))
     stream.close()
     demo.until("serving_running_choices", 0, seconds=5)
-    demo.until(f'vllm:num_requests_running{{engine="0",model_name="{DEMO_MODEL_DIR}"}}', 0, seconds=5)
+    for path in (DEMO_MODEL_DIR, LLAMA3_DIR):
+        demo.until(f'vllm:num_requests_running{{engine="0",model_name="{path}"}}', 0, seconds=5)

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterator
 
 import pytest
+from prometheus_client import Gauge
 
 from serving import telemetry
 
@@ -46,3 +47,15 @@ def test_only_known_fields_are_logged(style: str, capsys: pytest.CaptureFixture[
         assert (record["message"], record["model"], record["status"], record["level"]) == ("done", "m", 200, "info")
     else:
         assert "serving.x done model=m status=200" in line
+
+
+def test_series_of_several_engines_are_told_as_one() -> None:
+    """As vLLM does: the second engine would throw the first one's series out, and registers the same names."""
+    for number, model in enumerate(("first", "second")):
+        gauge = Gauge("vllm:kept_for_test", "of an engine", ["model_name"])
+        gauge.labels(model).set(number)
+        telemetry.keep_engine_series()
+    text = telemetry.exposition().decode()
+    assert 'vllm:kept_for_test{model_name="first"} 0.0' in text
+    assert 'vllm:kept_for_test{model_name="second"} 1.0' in text
+    assert text.count("# TYPE vllm:kept_for_test gauge") == 1
