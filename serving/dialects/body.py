@@ -15,7 +15,7 @@ from starlette.types import Receive
 from serving.errors import InvalidRequest, PayloadTooLarge
 
 _SMALL_BYTES = 256 * 1024
-_MOST_MARKS = ((b'"', 262_144), (b",", 262_144), (b"{", 65_536), (b"[", 65_536))
+_MOST_MARKS = ((b'"', 262_144), (b",", 262_144), (b"{", 65_536), (b"[", 16_384))
 """Most occurrences of each mark in a body that is not small: they bound the number of JSON values in it."""
 
 _WHERE = re.compile(r"(?: - at `(?P<key>key` in `)?\$\.?(?P<path>[^`]*)`)$")
