@@ -22,7 +22,7 @@ class Ledger(Protocol):
         """Reserve credit for at most `worst_case`; fewer completion tokens are granted when credit is short.
 
         Raises InsufficientCredit when not even the prompt and one token can be paid, Conflict when `request_id`
-        is already held for something else.
+        was held before.
         """
         ...
 
