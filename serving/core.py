@@ -105,9 +105,11 @@ class Dry:
 
 @dataclass(frozen=True, slots=True)
 class Rules:
-    """What the logits rules must hold. `allowed_roles` None allows any role in a generated header."""
+    """What the logits rules must hold. `allowed_roles` None allows any role in a generated header; `names` None any
+    names."""
 
     allowed_roles: frozenset[Role] | None = None
+    names: tuple[str, ...] | None = None
     disallow_message_end: bool = False
     minimum_message_content_tokens: int = 0
     dry: Dry | None = None
@@ -145,6 +147,50 @@ class GenerationRequest:
 
 
 @dataclass(frozen=True, slots=True)
+class Markers:
+    """Where messages begin and end, in token ids of one model.
+
+    A header is written with `header_end` and then `header_tail` at its end; with `line_breaks` any token that holds a
+    line break ends one. `after_end` stands between a message's end and the next one's start. `eos` are all ends of
+    sequence; the message end may be one of them.
+    """
+
+    start: int
+    end: int
+    header_end: int
+    header_tail: tuple[int, ...] = ()
+    line_breaks: bool = False
+    after_end: tuple[int, ...] = ()
+    eos: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class RoleRule:
+    """Which messages may be generated, in token ids.
+
+    `headers` are whole headers, from behind the message start to the end of the header; behind the beginnings in
+    `open_names` the model writes names of its choice and then the end of the header. None of the latter begins another
+    path. A message cannot end at all with `forbid_end`, nor before it has `minimum_content` tokens. `ignore_eos`
+    forbids every EOS that is no message end.
+    """
+
+    headers: tuple[tuple[int, ...], ...] = ()
+    open_names: tuple[tuple[int, ...], ...] = ()
+    forbid_end: bool = False
+    minimum_content: int = 0
+    ignore_eos: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class LogitsRules:
+    """What the samplers of `serving.sampling` must do for one choice; an absent one does nothing."""
+
+    markers: Markers
+    dry: Dry | None = None
+    roles: RoleRule | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class PreparedRequest:
     """One choice, ready for an engine: token ids and resolved sampling, nothing left to decide.
 
@@ -165,6 +211,7 @@ class PreparedRequest:
     stop_token_ids: tuple[int, ...] = ()
     ignore_eos: bool = False
     json_format: JsonFormat | None = None
+    rules: LogitsRules | None = None
     logprobs: int | None = None
     prompt_logprobs: bool = False
     first_of_prompt: bool = True

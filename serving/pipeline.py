@@ -35,6 +35,7 @@ from serving.errors import InsufficientCredit, InvalidRequest, UnknownModel
 from serving.ledger.base import Ledger
 from serving.prompting.prepare import Prompting
 from serving.prompting.reader import TextReader
+from serving.sampling.base import SAMPLERS
 
 _MOST_LOGPROBS = 262_144
 """Per request, alternatives included: some 100 MB of objects and 20 MB of JSON."""
@@ -130,6 +131,7 @@ class Pipeline:
         check_logprobs(prepared)
         hold = await self._ledger.hold(caller, request.request_id, model.price, worst_case(prepared))
         meter = Meter(model.id, prepared, began_s)
+        count_samplers(model.id, prepared)
         try:
             prepared = within_hold(prepared, hold)
             with self._admission.slot(len(prepared)):
@@ -164,6 +166,14 @@ def within_plan(plan: Plan, request: GenerationRequest) -> GenerationRequest:
     if limit is None or (asked is not None and asked <= limit):
         return request
     return replace(request, stopping=replace(request.stopping, max_tokens=limit))
+
+
+def count_samplers(model: str, prepared: Sequence[PreparedRequest]) -> None:
+    """Tell the metrics which samplers this request uses, in any of its choices."""
+    rules = [choice.rules for choice in prepared if choice.rules is not None]
+    for sampler in SAMPLERS:
+        if any(map(sampler.used, rules)):
+            telemetry.SAMPLER_REQUESTS.labels(model, sampler.name).inc()
 
 
 def check_logprobs(prepared: Sequence[PreparedRequest]) -> None:

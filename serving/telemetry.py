@@ -36,6 +36,9 @@ _WHOLE_S = (0.05, 0.1, 0.25, 0.5, 1, 2, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128
 # ---- series ----------------------------------------------------------------------------------------------------------
 
 REQUESTS = Counter("serving_requests", "Requests answered, by HTTP status", ["dialect", "endpoint", "model", "status"])
+SAMPLER_REQUESTS = Counter(
+    "serving_sampler_requests", "Requests that use a sampler of ours: dry or roles", ["model", "sampler"]
+)
 DISCONNECTS = Counter("serving_client_disconnects", "Callers gone before their answer was complete", ["dialect"])
 TOKENS = Counter(
     "serving_tokens", "Tokens charged; kind is prompt (cached ones too), cached or completion", ["model", "kind"]

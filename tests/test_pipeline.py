@@ -10,10 +10,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from serving import telemetry
 from serving.admission import Admission
 from serving.core import (
     Caller,
     Delta,
+    Dry,
     Event,
     Finished,
     GenerationRequest,
@@ -23,6 +25,7 @@ from serving.core import (
     Price,
     RawPrompt,
     Receipt,
+    Rules,
     Sampling,
     Started,
     Stopping,
@@ -110,6 +113,23 @@ def path(*chunks: Chunk, **kwargs: Any) -> Path:  # noqa: ANN401  # those of Scr
 def request(n: int = 1, max_tokens: int | None = None, **fields: Any) -> GenerationRequest:  # noqa: ANN401  # its own
     stopping = Stopping(max_tokens=max_tokens)
     return GenerationRequest("r", "m", (RawPrompt("Once"),), n=n, stopping=stopping, **fields)
+
+
+# ---- what is counted -------------------------------------------------------------------------------------------------
+
+
+async def test_a_request_counts_once_for_each_sampler_it_uses() -> None:
+    def counted() -> dict[str, float]:
+        samples = next(iter(telemetry.SAMPLER_REQUESTS.collect())).samples
+        return {sample.labels["sampler"]: sample.value for sample in samples if sample.name.endswith("_total")}
+
+    before = counted()
+    await path("a").run(request(n=3))
+    assert counted() == before
+    await path("a").run(request(n=3, rules=Rules(dry=Dry())))
+    await path("a").run(request(rules=Rules(dry=Dry(), minimum_message_content_tokens=1)))
+    after = counted()
+    assert (after["dry"] - before.get("dry", 0), after["roles"] - before.get("roles", 0)) == (2, 1)
 
 
 # ---- what is charged -------------------------------------------------------------------------------------------------

@@ -11,9 +11,13 @@ from msgspec import Meta
 
 from serving.core import Dry
 from serving.errors import InvalidRequest
-
-_MAX_BREAKERS = 256
-_MAX_BREAKER_CHARACTERS = 256
+from serving.sampling.dry.params import (
+    MOST_BASE,
+    MOST_BREAKER_CHARACTERS,
+    MOST_BREAKERS,
+    MOST_INTEGER,
+    MOST_MULTIPLIER,
+)
 
 
 class DryWire(msgspec.Struct, kw_only=True):
@@ -26,7 +30,11 @@ class DryWire(msgspec.Struct, kw_only=True):
         None  # the documents spell it both ways
     )
     sequence_breakers: Annotated[
-        Any, Meta(description="Texts that end a repetition: up to 256 of up to 256 characters.")
+        Any,
+        Meta(
+            description=f"Texts that end a repetition: up to {MOST_BREAKERS} of up to {MOST_BREAKER_CHARACTERS} "
+            "characters."
+        ),
     ] = None
     range: Annotated[Any, Meta(description="How many tokens back it looks; 0 and -1 are all.")] = None
 
@@ -52,11 +60,15 @@ def read_dry(nested: DryWire | None, flat: FlatDryWire | None, *, param: str = "
     if all(value is None for value in turned_on):
         return None
     multiplier = _number(
-        default.multiplier, 0, 1000, (f"{param}.multiplier", nested.multiplier), ("dry_multiplier", flat.dry_multiplier)
+        default.multiplier,
+        0,
+        MOST_MULTIPLIER,
+        (f"{param}.multiplier", nested.multiplier),
+        ("dry_multiplier", flat.dry_multiplier),
     )
     if multiplier == 0:
         return None
-    base = _number(default.base, 1, 100, (f"{param}.base", nested.base), ("dry_base", flat.dry_base))
+    base = _number(default.base, 1, MOST_BASE, (f"{param}.base", nested.base), ("dry_base", flat.dry_base))
     allowed = _integer(
         default.allowed_length,
         0,
@@ -87,7 +99,7 @@ def _number(default: float, low: float, high: float, *fields: tuple[str, Any]) -
         return default
     name, value = found
     if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high or math.isnan(value):
-        raise InvalidRequest(f"{name} must be a number from {low} to {high}.", param=name)
+        raise InvalidRequest(f"{name} must be a number from {low:g} to {high:g}.", param=name)
     return float(value)
 
 
@@ -95,8 +107,8 @@ def _integer(default: int, low: int, *fields: tuple[str, Any]) -> int:
     if (found := _first(*fields)) is None:
         return default
     name, value = found
-    if isinstance(value, bool) or not isinstance(value, int) or not low <= value < 2**31:
-        raise InvalidRequest(f"{name} must be a whole number from {low} to {2**31 - 1}.", param=name)
+    if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= MOST_INTEGER:
+        raise InvalidRequest(f"{name} must be a whole number from {low} to {MOST_INTEGER}.", param=name)
     return value
 
 
@@ -113,7 +125,7 @@ def _breakers(*fields: tuple[str, Any]) -> tuple[str, ...] | None:
     if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
         raise InvalidRequest(f"{name} must be a list of strings, or a string that holds one.", param=name)
     breakers = tuple(item for item in value if item)
-    if len(breakers) > _MAX_BREAKERS or any(len(item) > _MAX_BREAKER_CHARACTERS for item in breakers):
-        limit = f"{_MAX_BREAKERS} strings of at most {_MAX_BREAKER_CHARACTERS} characters"
+    if len(breakers) > MOST_BREAKERS or any(len(item) > MOST_BREAKER_CHARACTERS for item in breakers):
+        limit = f"{MOST_BREAKERS} strings of at most {MOST_BREAKER_CHARACTERS} characters"
         raise InvalidRequest(f"{name} may hold at most {limit}.", param=name)
     return breakers

@@ -27,6 +27,7 @@ from serving.engine.arguments import engine_arguments
 from serving.engine.limits import Model, check
 from serving.engine.translate import events, invalid
 from serving.errors import EngineFailed, Overloaded
+from serving.sampling.base import adapters
 
 _SHUTDOWN_GRACE_S = 5.0
 
@@ -217,6 +218,9 @@ class _Start:
     def run(self) -> AsyncLLM:
         arguments = engine_arguments(self._model, self._revision, self._engine)
         config = arguments.create_engine_config()
+        # Only now is it known which model runner will load them.
+        own = config.model_config.logits_processors or []
+        config.model_config.logits_processors = [*own, *adapters(use_v2=config.use_v2_model_runner)]
         # vLLM's own choice but on CPU, where create_engine_config resets it to spawn: 42 s to the first token on two
         # cores, since every process imports torch and vLLM again, and 19 s with fork.
         os.environ["VLLM_WORKER_MULTIPROC_METHOD"] = "fork"

@@ -18,6 +18,7 @@ from vllm.v1.engine.async_llm import AsyncLLM
 
 from serving.core import Delta, Event, Finished, FinishReason, PreparedRequest, Started, TokenLogprob, Usage
 from serving.errors import EngineFailed, InvalidRequest
+from serving.sampling.arguments import to_extra_args
 
 logger = logging.getLogger(__name__)
 
@@ -180,6 +181,7 @@ def _sampling_params(request: PreparedRequest) -> SamplingParams:
             ignore_eos=bool(request.ignore_eos),
             logprobs=request.logprobs,
             structured_outputs=_structure(request),
+            extra_args=None if request.rules is None else to_extra_args(request.rules),
             skip_special_tokens=False,
             spaces_between_special_tokens=False,
             output_kind=RequestOutputKind.DELTA,

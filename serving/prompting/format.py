@@ -26,11 +26,10 @@ PROBE = ChatPrompt(
 
 @dataclass(frozen=True, slots=True)
 class Ends:
-    """When a choice ends, in an engine's terms: `forbidden_ids` must not be generated at all."""
+    """When a choice ends, in an engine's terms."""
 
     stop_token_ids: tuple[int, ...]
     ignore_eos: bool
-    forbidden_ids: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,18 +104,19 @@ class Format:
     # ---- ends --------------------------------------------------------------------------------------------------------
 
     def ends(self, *, at_message_end: bool, ignore_eos: bool) -> Ends:
-        """M is the message end, E the engine's own ends, O every end of sequence but M.
+        """M is the message end, E the engine's own ends, O every end of sequence but M; with `ignore_eos` the role rule
+        forbids O.
 
         | at_message_end | ignore_eos | M not in E (ChatML)                | M in E (Llama 3)                      |
         |----------------|------------|------------------------------------|---------------------------------------|
         | yes            | no         | stop at M, O and E                 | stop at M, O and E                    |
-        | yes            | yes        | E off, O forbidden, stop at M      | E off, O forbidden, stop at M         |
+        | yes            | yes        | E off, stop at M                   | E off, stop at M                      |
         | no             | no         | stop at O and E; M is passed       | E off, stop at O; M is passed         |
-        | no             | yes        | E off, O forbidden; nothing stops  | E off, O forbidden; nothing stops     |
+        | no             | yes        | E off; nothing stops               | E off; nothing stops                  |
         """
         if ignore_eos:
             stop = (self.message_end_id,) if at_message_end else ()
-            return Ends(stop, ignore_eos=True, forbidden_ids=self.other_ends)
+            return Ends(stop, ignore_eos=True)
         if at_message_end:
             return Ends((self.message_end_id, *self.other_ends), ignore_eos=False)
         return Ends(self.other_ends, ignore_eos=self.message_end_id in self.eos_ids)

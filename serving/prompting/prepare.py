@@ -15,17 +15,16 @@ from typing import ParamSpec, TypeVar
 from serving.core import (
     ChatPrompt,
     GenerationRequest,
-    Message,
     PreparedRequest,
     Prompt,
     RawPrompt,
-    Role,
     Sampling,
     TokenPrompt,
 )
-from serving.errors import InvalidRequest, PromptTooLong, Unsupported
+from serving.errors import InvalidRequest, PromptTooLong
 from serving.prompting.format import Format
 from serving.prompting.reader import OpenHeader, TextReader
+from serving.prompting.rules import RuleBook
 from serving.prompting.tokenizer import TooManyTokens, model_folder
 
 INLINE_CHARS = 2048
@@ -44,6 +43,7 @@ class Prompting:
     """Prepares the requests of one model, and gives the readers of their answers."""
 
     format: Format
+    book: RuleBook
 
     @classmethod
     def load(cls, source: str, revision: str | None = None, template: str = "chatml-text") -> "Prompting":
@@ -51,12 +51,13 @@ class Prompting:
 
         Raises FileNotFoundError without a tokenizer.json, ValueError for a template that the model cannot write.
         """
-        return cls(Format.load(model_folder(source, revision), template))
+        form = Format.load(model_folder(source, revision), template)
+        return cls(form, RuleBook(form))
 
     # ---- the request -------------------------------------------------------------------------------------------------
 
     async def prepare(self, request: GenerationRequest, context_tokens: int) -> list[PreparedRequest]:
-        """`n` choices for each prompt, prompt-major. Raises InvalidRequest, PromptTooLong, Unsupported."""
+        """`n` choices for each prompt, prompt-major. Raises InvalidRequest, PromptTooLong."""
         weight = sum(map(_weight, request.prompts))
         return await _off_loop(weight, self._prepare, request, context_tokens)
 
@@ -75,25 +76,25 @@ class Prompting:
 
     def _prepare_prompt(self, request: GenerationRequest, prompt: Prompt, context_tokens: int) -> PreparedRequest:
         ids = tuple(self._ids(prompt, context_tokens))
-        check_rules(self.format, request, ids)
+        rules = self.book.resolve(request, prompt, ids)
         ends = self.format.ends(
             at_message_end=request.stopping.at_message_end or request.json_format is not None,
             ignore_eos=request.stopping.ignore_eos,
         )
         max_tokens = _max_tokens(request, len(ids), context_tokens, _param(prompt))
-        bias = {**dict.fromkeys(ends.forbidden_ids, -100.0), **request.sampling.logit_bias}
         min_tokens = min(request.sampling.min_tokens, max_tokens)
         return PreparedRequest(
             request_id=request.request_id,
             index=0,
             token_ids=ids,
-            sampling=replace(request.sampling, logit_bias=bias, min_tokens=min_tokens),
+            sampling=replace(request.sampling, min_tokens=min_tokens),
             max_tokens=max_tokens,
             stop=request.stopping.stop,
             include_stop=request.stopping.include_stop,
             stop_token_ids=ends.stop_token_ids,
             ignore_eos=ends.ignore_eos,
             json_format=request.json_format,
+            rules=rules,
             logprobs=request.logprobs,
             prompt_logprobs=request.echo and request.logprobs is not None,
             open_header=isinstance(prompt, ChatPrompt) and prompt.header.open,
@@ -176,36 +177,6 @@ def too_long(tokens: int, context_tokens: int, param: str, *, exact: bool = True
     least = "" if exact else "at least "
     message = f"the prompt has {least}{tokens} tokens, and the context of this model is {context_tokens}: shorten it"
     return PromptTooLong(message, param=param)
-
-
-def check_rules(form: Format, request: GenerationRequest, ids: Sequence[int]) -> None:
-    """Passes rules that change nothing. Raises InvalidRequest for rules that contradict the prompt or the JSON format,
-    Unsupported for those that need a logits rule."""
-    rules = request.rules
-    asked = {
-        "disallow_message_end": rules.disallow_message_end,
-        "minimum_message_content_tokens": rules.minimum_message_content_tokens > 0,
-    }
-    for field, given in {**asked, "ignore_eos": request.stopping.ignore_eos}.items():
-        if given and request.json_format is not None:
-            raise InvalidRequest(f"{field} cannot be combined with a JSON format: JSON ends by itself", param=field)
-    for field, given in {**asked, "dry": rules.dry is not None and rules.dry.multiplier != 0}.items():
-        if given:
-            raise Unsupported(f"{field} is not available yet", param=field)
-    if rules.allowed_roles is not None and not rules.allowed_roles.issuperset(form.template.roles):
-        _check_roles(form, request, ids, rules.allowed_roles)
-
-
-def _check_roles(form: Format, request: GenerationRequest, ids: Sequence[int], allowed: frozenset[Role]) -> None:
-    """Passes where the prompt has already begun the only message to be written, or writes no messages at all."""
-    tail = form.read_tail(ids)
-    if isinstance(tail.unfinished, Message) and tail.unfinished.role not in allowed:
-        roles = ", ".join(sorted(allowed)) or "none"
-        message = f"the prompt ends in a message whose role is not allowed; the allowed roles are: {roles}"
-        raise InvalidRequest(message, param="allowed_roles")
-    role_is_open = isinstance(tail.unfinished, str) or (tail.unfinished is None and bool(tail.turns))
-    if role_is_open or not (request.stopping.at_message_end or request.json_format is not None):
-        raise Unsupported("allowed_roles is not available yet for headers that the model writes", param="allowed_roles")
 
 
 def _max_tokens(request: GenerationRequest, input_tokens: int, context_tokens: int, param: str) -> int:

@@ -79,11 +79,15 @@ def resolve(body: object = None, suffix: str | None = None, default: RoleConfig 
     return config if body is None else _read(body, config, "role_config")
 
 
-def allowed_roles(body: object = None, suffix: str | None = None) -> frozenset[Role] | None:
-    """The roles a raw completion may generate: that of an `assistant` config, if any. Raises InvalidRequest."""
-    missing = RoleConfig(AssistantRole(role=""))
-    role = resolve(body, suffix, missing).assistant.role
-    return frozenset({role}) if role else None
+def generated_headers(
+    body: object = None, suffix: str | None = None
+) -> tuple[frozenset[Role] | None, tuple[str, ...] | None]:
+    """The roles that a raw prompt's continuation may write, and the names in their headers, as the `assistant` config
+    says them; None is any. Raises InvalidRequest."""
+    assistant = resolve(body, suffix, RoleConfig(AssistantRole(role=""))).assistant
+    if not assistant.role:
+        return None, None
+    return frozenset({assistant.role}), None if assistant.open else assistant.names
 
 
 def _suffix_value(suffix: str) -> object:

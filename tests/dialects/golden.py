@@ -17,13 +17,13 @@ from typing import Any
 
 import httpx
 
-from serving.core import JsonFormat, PreparedRequest, Sampling
+from serving.core import JsonFormat, LogitsRules, PreparedRequest, Sampling
 from serving.engine.scripted import Chunk, ScriptedEngine
 from serving.prompting.prepare import Prompting
 from tests.service import SM, XL, Running, running
 
 FOLDER = Path(__file__).parent / "golden"
-_NOT_TOLD = {"request_id", "index", "token_ids", "sampling"}
+_NOT_TOLD = {"request_id", "index", "token_ids", "sampling", "rules"}
 _DEFAULTS = {field.name: field.default for field in dataclasses.fields(PreparedRequest)}
 
 
@@ -115,6 +115,8 @@ def describe(choice: PreparedRequest, prompting: Prompting) -> dict[str, Any]:
         if name not in _NOT_TOLD and value != default:
             told[name] = dataclasses.asdict(value) if isinstance(value, JsonFormat) else value
     told["max_tokens"] = _limit(choice)
+    if choice.rules is not None:
+        told["rules"] = _rules(choice.rules, prompting)
     if choice.stop_token_ids:
         told["stop_token_ids"] = [spelled[token_id] for token_id in choice.stop_token_ids]
     if choice.stop:
@@ -129,6 +131,19 @@ def describe(choice: PreparedRequest, prompting: Prompting) -> dict[str, Any]:
             spelled.get(token, str(token)): bias for token, bias in sampling["logit_bias"].items()
         }
     return told | ({"sampling": sampling} if sampling else {})
+
+
+def _rules(rules: LogitsRules, prompting: Prompting) -> dict[str, Any]:
+    """What the samplers are asked, headers as text."""
+    told: dict[str, Any] = {}
+    if rules.dry is not None:
+        told["dry"] = dataclasses.asdict(rules.dry) | {"sequence_breakers": list(rules.dry.sequence_breakers)}
+    if rules.roles is not None:
+        told["roles"] = {name: value for name, value in dataclasses.asdict(rules.roles).items() if value}
+        for name in ("headers", "open_names"):
+            paths = [prompting.format.tokens.decode(path) for path in getattr(rules.roles, name)]
+            told["roles"] |= {name: paths} if paths else {}
+    return told
 
 
 def _limit(choice: PreparedRequest) -> int | str:

@@ -86,7 +86,7 @@ WRONG: list[tuple[str, dict[str, Any] | None, dict[str, Any]]] = [
     *[("dry_penalty_last_n", None, {"dry_multiplier": 1, "dry_penalty_last_n": value}) for value in (-2, "x")],
     *[
         ("dry.sequence_breakers", {"multiplier": 1, "sequence_breakers": value}, {})
-        for value in (5, [5], {"a": 1}, "[5]", '{"a": 1}', "5", ["x" * 257], ["x"] * 257, json.dumps(["x"] * 257))
+        for value in (5, [5], {"a": 1}, "[5]", '{"a": 1}', "5", ["x" * 65], ["x"] * 65, json.dumps(["x"] * 65))
     ],
     ("dry_sequence_breakers", None, {"dry_multiplier": 1, "dry_sequence_breakers": [None]}),
 ]

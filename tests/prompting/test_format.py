@@ -94,15 +94,15 @@ def test_both_modes_at_once_never_leak(prompting: Prompting) -> None:
 
 CHATML_ENDS = [
     (True, False, Ends((4, 2), ignore_eos=False)),
-    (True, True, Ends((4,), ignore_eos=True, forbidden_ids=(2,))),
+    (True, True, Ends((4,), ignore_eos=True)),
     (False, False, Ends((2,), ignore_eos=False)),
-    (False, True, Ends((), ignore_eos=True, forbidden_ids=(2,))),
+    (False, True, Ends((), ignore_eos=True)),
 ]
 LLAMA3_ENDS = [
     (True, False, Ends((4, 1), ignore_eos=False)),
-    (True, True, Ends((4,), ignore_eos=True, forbidden_ids=(1,))),
+    (True, True, Ends((4,), ignore_eos=True)),
     (False, False, Ends((1,), ignore_eos=True)),
-    (False, True, Ends((), ignore_eos=True, forbidden_ids=(1,))),
+    (False, True, Ends((), ignore_eos=True)),
 ]
 
 

@@ -9,7 +9,6 @@ import pytest
 
 from serving.core import (
     ChatPrompt,
-    Dry,
     GenerationRequest,
     Header,
     JsonFormat,
@@ -21,7 +20,7 @@ from serving.core import (
     Stopping,
     TokenPrompt,
 )
-from serving.errors import InvalidRequest, PromptTooLong, ServingError, Unsupported
+from serving.errors import InvalidRequest, PromptTooLong, ServingError
 from serving.prompting.prepare import Prompting
 from tests.prompting.conftest import Train
 
@@ -173,14 +172,12 @@ async def test_max_tokens_zero_is_for_echo_alone(prompting: Prompting) -> None:
 
 
 async def test_ignore_eos_forbids_eos_and_never_a_message_end(prompting: Prompting) -> None:
-    form = prompting.format
-    (other,) = form.other_ends
-    request = asked(stopping=Stopping(ignore_eos=True), sampling=Sampling(logit_bias={7: 1.5}))
-    (prepared,) = await prompting.prepare(request, CONTEXT)
-    assert (prepared.ignore_eos, prepared.stop_token_ids) == (True, (form.message_end_id,))
-    assert prepared.sampling.logit_bias == {7: 1.5, other: -100.0}
-    own = replace(request, sampling=Sampling(logit_bias={other: 3.0}))
-    assert (await prompting.prepare(own, CONTEXT))[0].sampling.logit_bias == {other: 3.0}
+    (prepared,) = await prompting.prepare(asked(stopping=Stopping(ignore_eos=True)), CONTEXT)
+    assert (prepared.ignore_eos, prepared.stop_token_ids) == (True, (prompting.format.message_end_id,))
+    assert prepared.rules is not None
+    assert prepared.rules.roles is not None
+    assert prepared.rules.roles.ignore_eos
+    assert not prepared.rules.roles.forbid_end
 
 
 async def test_stop_strings_stay_strings(prompting: Prompting) -> None:
@@ -235,65 +232,6 @@ async def test_echo_is_the_prompt_as_text(prompting: Prompting) -> None:
     assert (kept[0].echo_text, kept[0].prompt_logprobs) == (raw, False)
     (plain,) = await prompting.prepare(asked(logprobs=3), CONTEXT)
     assert (plain.echo_text, plain.prompt_logprobs, plain.logprobs) == (None, False, 3)
-
-
-# ---- rules -----------------------------------------------------------------------------------------------------------
-
-
-def written(prompting: Prompting, header: Header, content: str) -> str:
-    return prompting.format.template.render_text([], header) + content
-
-
-@pytest.mark.parametrize(
-    "rules",
-    [Rules(), Rules(allowed_roles=frozenset({"system", "user", "assistant", "text", "else"})), Rules(dry=Dry(0.0))],
-)
-async def test_rules_that_change_nothing_pass(prompting: Prompting, rules: Rules) -> None:
-    assert await prompting.prepare(asked(OPEN, rules=rules, stopping=Stopping(at_message_end=False)), CONTEXT)
-
-
-@pytest.mark.parametrize(
-    ("rules", "param"),
-    [
-        (Rules(disallow_message_end=True), "disallow_message_end"),
-        (Rules(minimum_message_content_tokens=1), "minimum_message_content_tokens"),
-        (Rules(dry=Dry()), "dry"),
-    ],
-)
-async def test_rules_that_need_the_engine_are_not_built_yet(prompting: Prompting, rules: Rules, param: str) -> None:
-    error = await refused(prompting, asked(rules=rules))
-    assert (type(error), error.param) == (Unsupported, param)
-
-
-@pytest.mark.parametrize(
-    ("header", "content", "stopping", "error"),
-    [
-        (Header("text"), "", Stopping(), None),
-        (Header("text", ("Ann",)), "Once", Stopping(ignore_eos=True), None),
-        (Header("user"), "Once", Stopping(), InvalidRequest),
-        (Header("user"), "Once", Stopping(at_message_end=False), InvalidRequest),
-        (Header("text"), "Once", Stopping(at_message_end=False), Unsupported),
-        (Header("text", open=True), "", Stopping(), Unsupported),
-        (Header("text"), "Once{end}", Stopping(), Unsupported),
-    ],
-)
-async def test_allowed_roles_pass_where_the_role_is_written_already(
-    prompting: Prompting, header: Header, content: str, stopping: Stopping, error: type[ServingError] | None
-) -> None:
-    text = written(prompting, header, content.format(end=prompting.format.template.message_end))
-    request = asked(RawPrompt(text), rules=Rules(allowed_roles=frozenset({"text"})), stopping=stopping)
-    if error is None:
-        assert await prompting.prepare(request, CONTEXT)
-        return
-    found = await refused(prompting, request)
-    assert (type(found), found.param) == (error, "allowed_roles")
-
-
-async def test_allowed_roles_of_a_chat_and_of_plain_text(prompting: Prompting) -> None:
-    only_text = Rules(allowed_roles=frozenset({"text"}))
-    assert await prompting.prepare(asked(HI, RawPrompt("Once upon a time"), rules=only_text), CONTEXT)
-    assistant = replace(HI, header=Header("assistant"))
-    assert type(await refused(prompting, asked(assistant, rules=only_text))) is InvalidRequest
 
 
 # ---- the loop --------------------------------------------------------------------------------------------------------

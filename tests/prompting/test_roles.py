@@ -13,7 +13,7 @@ from serving.prompting.roles import (
     AssistantRole,
     RoleConfig,
     UserRole,
-    allowed_roles,
+    generated_headers,
     read_names,
     resolve,
     split_model,
@@ -128,10 +128,13 @@ def test_an_impossible_suffix_names_the_model(suffix: str) -> None:
 
 
 def test_a_completion_is_restricted_only_where_a_role_is_given() -> None:
-    assert allowed_roles() is None
-    assert allowed_roles({"user": {"role": "text"}}) is None
-    assert allowed_roles(suffix="text") == frozenset({"text"})
-    assert allowed_roles({"assistant": {"role": "assistant"}}, "text") == frozenset({"assistant"})
+    assert generated_headers() == (None, None)
+    assert generated_headers({"user": {"role": "text"}}) == (None, None)
+    assert generated_headers(suffix="text") == (frozenset({"text"}), None)
+    assert generated_headers({"assistant": {"role": "assistant"}}, "text") == (frozenset({"assistant"}), ())
+    named = {"assistant": {"role": "text", "name": "Ann; Ron"}}
+    assert generated_headers(named) == (frozenset({"text"}), ("Ann", "Ron"))
+    assert generated_headers({"assistant": {"role": "text", "name": ""}}) == (frozenset({"text"}), ())
 
 
 CONFIG = RoleConfig(AssistantRole("text", ("Ann",)), UserRole("text", ("Ron",)))

@@ -29,7 +29,7 @@ from serving.dialects.dry import read_dry
 from serving.dialects.fields import given
 from serving.dialects.lines import encode
 from serving.errors import InvalidRequest, ServingError
-from serving.prompting.roles import allowed_roles
+from serving.prompting.roles import generated_headers
 
 LINES = "application/x-ndjson"
 _MICROCREDITS_PER_CREDIT = 1_000_000
@@ -52,7 +52,8 @@ def to_core(request: wire.CompletionRequest, context: Context) -> GenerationRequ
     params = request.sampling_params or wire.SamplingParams()
     model, suffix = context.catalog.resolve(request.model_id, param="modelId")
     roles = frozenset(params.allowed_roles) if params.allowed_roles else None
-    if (suffix_roles := allowed_roles(suffix=suffix)) is not None:
+    suffix_roles, names = generated_headers(suffix=suffix)
+    if suffix_roles is not None:
         roles = suffix_roles if roles is None else roles & suffix_roles
         if not roles:
             raise InvalidRequest(
@@ -85,6 +86,7 @@ def to_core(request: wire.CompletionRequest, context: Context) -> GenerationRequ
         ),
         rules=Rules(
             allowed_roles=roles,
+            names=names,
             disallow_message_end=bool(params.disallow_message_end),
             minimum_message_content_tokens=params.minimum_message_content_tokens or 0,
             dry=read_dry(params.dry, None, param="samplingParams.dry"),

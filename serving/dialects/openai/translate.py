@@ -23,7 +23,7 @@ from serving.dialects.base import Context
 from serving.dialects.dry import read_dry
 from serving.dialects.openai import wire
 from serving.errors import InvalidRequest
-from serving.prompting.roles import RoleConfig, allowed_roles, resolve, to_message
+from serving.prompting.roles import RoleConfig, generated_headers, resolve, to_message
 
 
 def chat_to_core(request: wire.ChatCompletionRequest, context: Context) -> GenerationRequest:
@@ -41,7 +41,7 @@ def chat_to_core(request: wire.ChatCompletionRequest, context: Context) -> Gener
         n=request.n or 1,
         sampling=_sampling(request),
         stopping=_stopping(request, max_tokens, at_message_end=True),
-        rules=_rules(request, None),
+        rules=_rules(request),
         json_format=_json_format(request.response_format),
         logprobs=(request.top_logprobs or 0) if request.logprobs else None,
     )
@@ -65,7 +65,7 @@ def text_to_core(request: wire.CompletionRequest, context: Context) -> Generatio
         n=request.n or 1,
         sampling=_sampling(request),
         stopping=_stopping(request, request.max_tokens, at_message_end=not runs_on),
-        rules=_rules(request, allowed_roles(_role_config(request), suffix)),
+        rules=_rules(request, *generated_headers(_role_config(request), suffix)),
         json_format=_json_format(request.response_format),
         logprobs=request.logprobs,
         echo=bool(request.echo),
@@ -136,9 +136,12 @@ def _stopping(request: wire.CommonRequest, max_tokens: int | None, *, at_message
     )
 
 
-def _rules(request: wire.CommonRequest, roles: frozenset[str] | None) -> Rules:
+def _rules(
+    request: wire.CommonRequest, roles: frozenset[str] | None = None, names: tuple[str, ...] | None = None
+) -> Rules:
     return Rules(
         allowed_roles=roles,
+        names=names,
         minimum_message_content_tokens=request.minimum_message_content_tokens or 0,
         dry=read_dry(request.dry, request),
     )

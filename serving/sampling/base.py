@@ -1,0 +1,62 @@
+"""What a sampler is, and which there are: one row in `SAMPLERS` for each, in the order in which they are applied.
+
+A sampler is a custom rule on logits: a folder with its parameters, a readable reference, a host version for vLLM's
+Model Runner V1 and a device version for V2. `v1.py` and `v2.py` adapt all of them to vLLM at once. Imports neither
+vLLM nor torch; the adapters are named, and vLLM loads them inside its own processes.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from serving.core import LogitsRules
+
+if TYPE_CHECKING:
+    import torch
+
+V1_ADAPTER: Final = "serving.sampling.v1:StoryRules"
+V2_ADAPTER: Final = "serving.sampling.v2:StoryRules"
+
+
+def adapters(*, use_v2: bool) -> list[str]:
+    """The engine argument `logits_processors`: the adapter that a model runner can load."""
+    return [V2_ADAPTER if use_v2 else V1_ADAPTER]
+
+
+class HostSampler(Protocol):
+    """A sampler on the host. A request has a slot for as long as it is in the batch, slots are used again."""
+
+    def add(self, slot: int, rules: LogitsRules) -> bool:
+        """A new request in `slot`, whatever was there before. False: there is nothing to do for it."""
+        ...
+
+    def apply(
+        self,
+        logits: "torch.Tensor",
+        rows: npt.NDArray[np.int32],
+        slots: npt.NDArray[np.int32],
+        history: npt.NDArray[np.int32],
+        lengths: npt.NDArray[np.int32],
+    ) -> None:
+        """Change the rows `rows` of `logits: [B, V] float32` in place. Row `rows[k]` continues the token ids
+        `history[slots[k], :lengths[slots[k]]]`, prompt and output."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Sampler:
+    """`host` is the class of the host version, `module:name`; `used`: whether a request's rules use this sampler."""
+
+    name: str
+    host: str
+    used: Callable[[LogitsRules], bool]
+
+
+SAMPLERS: Final = (
+    Sampler("dry", "serving.sampling.dry.host:HostDry", lambda rules: rules.dry is not None),
+    Sampler("roles", "serving.sampling.roles.host:HostRoles", lambda rules: rules.roles is not None),
+)
+"""DRY first: the roles have the last word about what a message may hold."""

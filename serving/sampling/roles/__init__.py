@@ -1,0 +1,1 @@
+"""Roles: which messages a model may write, who speaks in them, and how soon they may end."""

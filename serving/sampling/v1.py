@@ -1,0 +1,132 @@
+"""The samplers as one logits processor of vLLM's Model Runner V1 (the CPU build).
+
+Keeps each request's history as an array and hands batches to the host samplers, in the order of `SAMPLERS`. It decides
+nothing itself. vLLM imports this module inside its own processes, and applies it before its own penalties.
+"""
+
+import importlib
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from vllm.sampling_params import SamplingParams
+from vllm.v1.sample.logits_processor import BatchUpdate, LogitsProcessor, MoveDirectionality
+
+from serving.core import LogitsRules
+from serving.sampling.arguments import from_extra_args
+from serving.sampling.base import SAMPLERS, HostSampler
+from serving.sampling.source import load_vocabulary
+
+Ints = npt.NDArray[np.int32]
+
+
+@dataclass(slots=True)
+class _Entry:
+    """A request in the batch. `output` is vLLM's own list and grows; the first `known` of it are in the history."""
+
+    slot: int
+    prompt_tokens: int
+    output: list[int]
+    used: tuple[bool, ...]
+    known: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """The rows of the batch that one sampler works on."""
+
+    sampler: HostSampler
+    rows: Ints
+    slots: Ints
+
+
+class StoryRules(LogitsProcessor):  # type: ignore[misc]
+    """All samplers, for the requests whose `extra_args` ask for one."""
+
+    def __init__(self, vllm_config: Any, device: torch.device, is_pin_memory: bool) -> None:  # noqa: ANN401
+        slots = vllm_config.scheduler_config.max_num_seqs
+        vocabulary = load_vocabulary(vllm_config)
+        self._samplers: list[HostSampler] = [_load(sampler.host)(slots, vocabulary) for sampler in SAMPLERS]
+        # Pages that no history reaches are never touched.
+        self._history: Ints = np.empty((slots, vllm_config.model_config.max_model_len + 1), np.int32)
+        self._lengths: Ints = np.zeros(slots, np.int32)
+        self._free = list(range(slots))
+        self._entries: dict[int, _Entry] = {}
+        self._parts: list[_Part] = []
+
+    @classmethod
+    def validate_params(cls, sampling_params: SamplingParams) -> None:
+        """Raises ValueError for rules that are impossible."""
+        from_extra_args(sampling_params.extra_args)
+
+    def is_argmax_invariant(self) -> bool:
+        return False
+
+    def update_state(self, batch_update: BatchUpdate | None) -> None:
+        """Follow the batch; called before each step."""
+        if batch_update is None:
+            return
+        for row in batch_update.removed:
+            self._remove(row)
+        for row, params, prompt, output in batch_update.added:
+            self._remove(row)
+            rules = from_extra_args(params.extra_args)
+            if rules is not None and prompt is not None:
+                self._add(row, rules, prompt, output)
+        for first, second, direction in batch_update.moved:
+            moved, other = self._entries.pop(first, None), self._entries.pop(second, None)
+            if moved is not None:
+                self._entries[second] = moved
+            if other is not None and direction == MoveDirectionality.SWAP:
+                self._entries[first] = other
+            elif other is not None:
+                self._free.append(other.slot)
+        self._regroup()
+
+    def _add(self, row: int, rules: LogitsRules, prompt: list[int], output: list[int]) -> None:
+        slot = self._free.pop()
+        used = tuple(sampler.add(slot, rules) for sampler in self._samplers)
+        self._history[slot, : len(prompt)] = prompt
+        self._entries[row] = _Entry(slot, len(prompt), output, used)
+
+    def _remove(self, row: int) -> None:
+        entry = self._entries.pop(row, None)
+        if entry is not None:
+            self._free.append(entry.slot)
+
+    def _regroup(self) -> None:
+        self._parts = []
+        for number, sampler in enumerate(self._samplers):
+            members = [(row, entry.slot) for row, entry in self._entries.items() if entry.used[number]]
+            if members:
+                rows, slots = np.array(members, np.int32).T.copy()
+                self._parts.append(_Part(sampler, rows, slots))
+
+    def apply(self, logits: torch.Tensor) -> torch.Tensor:
+        """`logits: [B, V] float32`, in place."""
+        if self._parts:
+            self._follow()
+        for part in self._parts:
+            part.sampler.apply(logits, part.rows, part.slots, self._history, self._lengths)
+        return logits
+
+    def _follow(self) -> None:
+        """Take over what has been generated since the last step; usually one token of each request."""
+        history, lengths = self._history, self._lengths
+        for entry in self._entries.values():
+            output, known = entry.output, entry.known
+            count = len(output)
+            if count < known:  # taken back: what comes instead is written over it
+                known = count
+            begin = entry.prompt_tokens
+            if count > known:
+                history[entry.slot, begin + known : begin + count] = output[known:]
+            entry.known = count
+            lengths[entry.slot] = begin + count
+
+
+def _load(name: str) -> Any:  # noqa: ANN401
+    module, _, attribute = name.partition(":")
+    return getattr(importlib.import_module(module), attribute)
