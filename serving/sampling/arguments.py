@@ -56,7 +56,7 @@ def _markers(told: Mapping[str, Any]) -> Markers:
         end=_token(told, "end"),
         header_end=_token(told, "header_end"),
         header_tail=_tokens(told.get("header_tail", ()), "header_tail"),
-        line_breaks=bool(told.get("line_breaks", False)),
+        line_breaks=_flag(told, "line_breaks"),
         after_end=_tokens(told.get("after_end", ()), "after_end"),
         eos=_tokens(told.get("eos", ()), "eos"),
     )
@@ -92,9 +92,9 @@ def _roles(told: object) -> RoleRule:
     rule = RoleRule(
         headers=_paths(told.get("headers", ()), "headers"),
         open_names=_paths(told.get("open_names", ()), "open_names"),
-        forbid_end=bool(told.get("forbid_end", False)),
+        forbid_end=_flag(told, "forbid_end"),
         minimum_content=minimum,
-        ignore_eos=bool(told.get("ignore_eos", False)),
+        ignore_eos=_flag(told, "ignore_eos"),
     )
     role_params.check(rule)
     return rule
@@ -116,4 +116,11 @@ def _token(told: Mapping[str, Any], name: str) -> int:
     value = told.get(name)
     if type(value) is not int or not 0 <= value <= _INT32_MAX:
         raise ValueError(f"markers.{name} must be a token id")
+    return value
+
+
+def _flag(told: Mapping[str, Any], name: str) -> bool:
+    value = told.get(name, False)
+    if type(value) is not bool:
+        raise ValueError(f"{name} must be true or false")
     return value

@@ -116,14 +116,11 @@ class StoryRules(LogitsProcessor):  # type: ignore[misc]
         """Take over what has been generated since the last step; usually one token of each request."""
         history, lengths = self._history, self._lengths
         for entry in self._entries.values():
-            output, known = entry.output, entry.known
+            output, known, begin = entry.output, entry.known, entry.prompt_tokens
             count = len(output)
-            if count < known:  # taken back: what comes instead is written over it
-                known = count
-            begin = entry.prompt_tokens
             if count > known:
                 history[entry.slot, begin + known : begin + count] = output[known:]
-            entry.known = count
+            entry.known = count  # also where some were taken back: what comes instead is written over them
             lengths[entry.slot] = begin + count
 
 

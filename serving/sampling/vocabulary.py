@@ -4,9 +4,11 @@ Made from a tokenizer.json once and kept on disk under the hash of that file, si
 part of a second. Knows no sampler's rule and no vLLM.
 """
 
+import contextlib
 import hashlib
 import json
 import os
+import zipfile
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -55,7 +57,7 @@ class Vocabulary:
         tokenizer.no_truncation()
         tokenizer.no_padding()
         kept = cache / f"{hashlib.sha256(source).hexdigest()}-{size}-{_FORMAT}.npz" if cache else None
-        tables = _read(kept) or _write(kept, _tables(tokenizer, json.loads(source), size))
+        tables = _read(kept, size) or _write(kept, _tables(tokenizer, json.loads(source), size))
         return cls(*tables, tokenizer)
 
     @property
@@ -153,15 +155,18 @@ def _tables(tokenizer: Tokenizer, source: dict[str, object], size: int) -> _Tabl
     return kinds, joined, np.concatenate(([0], np.cumsum(lengths)[:-1]))
 
 
-def _read(path: Path | None) -> _Tables | None:
-    """None where nothing was kept, or what was kept cannot be read."""
+def _read(path: Path | None, size: int) -> _Tables | None:
+    """None where nothing was kept, or what was kept cannot be read or be right."""
     if path is None or not path.exists():
         return None
     try:
-        with np.load(path, allow_pickle=False) as kept:
-            return kept["kinds"], kept["texts"], kept["starts"]
-    except (OSError, ValueError, KeyError, EOFError):
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as kept:
+            tables = kept["kinds"], kept["texts"], kept["starts"]
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
         return None
+    kinds, texts, starts = tables
+    right = [table.dtype for table in tables] == [np.uint8, np.uint8, np.int64] and len(kinds) == size
+    return tables if right and np.count_nonzero(texts == _SEPARATOR) == len(starts) else None
 
 
 def _write(path: Path | None, tables: _Tables) -> _Tables:
@@ -175,7 +180,8 @@ def _write(path: Path | None, tables: _Tables) -> _Tables:
         np.savez(part, kinds=kinds, texts=texts, starts=starts)
         part.replace(path)
     except OSError:
-        part.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            part.unlink()
     return tables
 
 

@@ -79,17 +79,22 @@ class HostDry:
 
     def apply(self, logits: torch.Tensor, rows: Ints, slots: Ints, history: Ints, lengths: Ints) -> None:
         """As `HostSampler.apply`."""
-        tables = _Tables(self._slots, self._penalties, self._vocabulary.kinds, self._sets.tables)
         if logits.device.type == "cpu":
-            _apply(logits.numpy(), rows, slots, history, lengths, tables, self._longest)
-            return
-        # Logits that do not lie in this process's memory: what is to be taken off them is.
+            _apply(logits.numpy(), rows, slots, history, lengths, self._tables(), self._longest)
+        else:
+            self._apply_elsewhere(logits, rows, slots, history, lengths)
+
+    def _apply_elsewhere(self, logits: torch.Tensor, rows: Ints, slots: Ints, history: Ints, lengths: Ints) -> None:
+        """To logits that do not lie in this process's memory: only what is to be taken off them is sent there."""
         off = torch.zeros(len(rows), logits.shape[1])
         order = np.arange(len(rows), dtype=np.int32)
-        _apply(off.numpy(), order, slots, history, lengths, tables, self._longest)
+        _apply(off.numpy(), order, slots, history, lengths, self._tables(), self._longest)
         at, tokens = off.nonzero(as_tuple=True)
         where = torch.as_tensor(rows)[at].to(logits.device), tokens.to(logits.device)
         logits[where] += off[at, tokens].to(logits.device)
+
+    def _tables(self) -> _Tables:
+        return _Tables(self._slots, self._penalties, self._vocabulary.kinds, self._sets.tables)
 
 
 @njit(cache=True, nogil=True)
@@ -170,13 +175,12 @@ def _scan(
                 head, tail = _header_before(ids, at + 2, begin, fields, tables.kinds)
             if at + 1 < mark:
                 mark = _previous(marks, np.uint8(1), at + 2, begin)
-            if at + 1 < tail or at + 1 == mark:
-                continue
             length = min(own[high - at], at - low) if at > low else 1
             if at <= low or length == at - low:
                 while length < most and at - length >= begin and ids[at - length] == ids[size - 1 - length]:
                     length += 1
                 high, low = at, at - length
+            # Less than nothing where the next position is broken itself.
             length = min(length, at + 1 - max(tail, mark + 1))
             if length > longest[token]:
                 if longest[token] == 0:

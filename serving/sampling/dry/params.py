@@ -4,7 +4,6 @@ Standard library only. The bounds are those of the wire (`dialects/dry.py`); the
 takes requests from others than this service (`sampling/arguments.py`).
 """
 
-import math
 from dataclasses import dataclass
 from typing import Final
 
@@ -35,9 +34,9 @@ def check(dry: Dry) -> None:
         ("multiplier", dry.multiplier, 0.0, MOST_MULTIPLIER),
         ("base", dry.base, 1.0, MOST_BASE),
     ):
-        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-            raise ValueError(f"dry.{name} must be a finite number")
-        if not low <= value <= high:
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise ValueError(f"dry.{name} must be a number")
+        if not low <= value <= high:  # so is NaN, and an integer beyond every float is no error of its own
             raise ValueError(f"dry.{name} must lie between {low:g} and {high:g}")
     for name, count in (("allowed_length", dry.allowed_length), ("range", dry.range)):
         if isinstance(count, bool) or not isinstance(count, int) or not 0 <= count <= MOST_INTEGER:

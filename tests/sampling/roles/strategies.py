@@ -21,6 +21,7 @@ CLASSES = TokenClasses(
 CHATML = Markers(START, END, NEWLINE, line_breaks=True, after_end=(NEWLINE,), eos=(EOS,))
 SENTENCEPIECE = Markers(START, END, NEWLINE, line_breaks=True, after_end=(SPACE, NEWLINE), eos=(EOS, OTHER_EOS))
 LLAMA3 = Markers(START, END, HEADER_END, header_tail=(NEWLINE, NEWLINE), eos=(END, EOS))
+SPACED_LLAMA3 = Markers(START, END, HEADER_END, header_tail=(SPACE, NEWLINE, NEWLINE), eos=(END,))
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,7 @@ class Case:
         return self.rules.roles
 
 
-markers = st.sampled_from([CHATML, SENTENCEPIECE, LLAMA3])
+markers = st.sampled_from([CHATML, SENTENCEPIECE, LLAMA3, SPACED_LLAMA3])
 
 
 @st.composite
