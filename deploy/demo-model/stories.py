@@ -1,7 +1,6 @@
 """Writes stories: an arc of beats, or a chain of single events, as narration and as turns of named speakers."""
 
 import random
-from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -37,15 +36,6 @@ class Plan:
     instructed: float
     fillers: float
     merge: float
-
-
-def first_readable(draw: Callable[[], tuple[list[Turn], list[Person]]]) -> list[Turn]:
-    """Draws until all names are common or stand in what a user gave at the beginning."""
-    while True:
-        turns, people = draw()
-        given = " ".join(turn.content for turn in turns[:2] if turn.role in ("system", "user"))
-        if all(person.common or person.name in given for person in people):
-            return turns
 
 
 def _beat(speaker: str, lines: list[str]) -> Beat:
@@ -149,7 +139,8 @@ def _style(rng: random.Random, slots: dict[str, str]) -> str:
     return GRAMMAR.expand(rng, GRAMMAR.pick(rng, f"style.{slots['mood']}"), slots)
 
 
-def _arc_story(rng: random.Random, prompted: bool) -> tuple[list[Turn], list[Person]]:
+def arc_story(rng: random.Random) -> list[Turn]:
+    """A story with setup, problem, attempts and an end, as the plot in its system prompt says."""
     setting = draw_setting(rng, GRAMMAR)
     people = draw_cast(rng, GRAMMAR, setting.genre, 3)
     slots = cast_slots(setting, people)
@@ -163,13 +154,14 @@ def _arc_story(rng: random.Random, prompted: bool) -> tuple[list[Turn], list[Per
         if number != last and rng.random() < plan.fillers:
             turns.extend(_filler(rng, plan, cast))
     turns = _merge(rng, turns, plan.merge)
-    if prompted:
-        plot = GRAMMAR.expand(rng, rng.choice(arc.plots), slots)
-        turns.insert(0, system_prompt(rng, "task.story", plot, _style(rng, slots), people, slots))
-    return turns, people
+    if rng.random() < 0.12:
+        return turns
+    plot = GRAMMAR.expand(rng, rng.choice(arc.plots), slots)
+    return [system_prompt(rng, "task.story", plot, _style(rng, slots), people, slots), *turns]
 
 
-def _event_story(rng: random.Random, prompted: bool) -> tuple[list[Turn], list[Person]]:
+def event_story(rng: random.Random) -> list[Turn]:
+    """A chain of events that the instructions ask for, one after the other."""
     setting = draw_setting(rng, GRAMMAR)
     people = draw_cast(rng, GRAMMAR, setting.genre, rng.choice((2, 2, 3)))
     slots = cast_slots(setting, people)
@@ -187,19 +179,7 @@ def _event_story(rng: random.Random, prompted: bool) -> tuple[list[Turn], list[P
         turns.extend(_tell(rng, plan, Beat("", (sums[-1],), beat.texts), event_slots, pair))
     if rng.random() < 0.5:
         turns.extend(_tell(rng, plan, Beat("", ("The end.",), tuple(GRAMMAR.rules["end"])), slots, cast))
-    if prompted:
-        plot = " ".join(sums[: rng.randint(1, 3)])
-        turns.insert(0, system_prompt(rng, "task.story", plot, _style(rng, slots), people, slots))
-    return turns, people
-
-
-def arc_story(rng: random.Random) -> list[Turn]:
-    """A story with setup, problem, attempts and an end, as the plot in its system prompt says."""
-    prompted = rng.random() < 0.88
-    return first_readable(lambda: _arc_story(rng, prompted))
-
-
-def event_story(rng: random.Random) -> list[Turn]:
-    """A chain of events that the instructions ask for, one after the other."""
-    prompted = rng.random() < 0.8
-    return first_readable(lambda: _event_story(rng, prompted))
+    if rng.random() < 0.2:
+        return turns
+    plot = " ".join(sums[: rng.randint(1, 3)])
+    return [system_prompt(rng, "task.story", plot, _style(rng, slots), people, slots), *turns]

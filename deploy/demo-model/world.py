@@ -1,7 +1,6 @@
 """Draws the cast and the setting of one document: who, where, what, in which genre.
 
-A fifth of the names are invented from syllables, so that a model can only get them right by copying. Those must
-stand in the prompt; a name that the model has to come up with by itself is always a common one.
+Almost half of the names are invented from syllables, so that a model can only get them right by copying.
 """
 
 import random
@@ -34,8 +33,8 @@ PRONOUNS = {
     "he": {"he": "he", "him": "him", "his": "his"},
     "she": {"he": "she", "him": "her", "his": "her"},
 }
-INVENTED_NAMES = 0.2
-TITLED_NAMES = 0.03
+INVENTED_NAMES = 0.45
+TITLED_NAMES = 0.06
 
 
 @dataclass(frozen=True)
@@ -45,7 +44,6 @@ class Person:
     name: str
     gender: str
     facts: dict[str, str]
-    common: bool
 
     def slots(self, key: str) -> dict[str, str]:
         values = self.facts | PRONOUNS[self.gender]
@@ -65,13 +63,9 @@ def invented_name(rng: random.Random, grammar: Grammar) -> str:
     return (grammar.pick(rng, "syl.first") + middle + grammar.pick(rng, "syl.last")).capitalize()
 
 
-def common_name(rng: random.Random, grammar: Grammar, gender: str = "") -> str:
-    return grammar.pick(rng, f"name.{gender or rng.choice(('he', 'she'))}")
-
-
 def draw_name(rng: random.Random, grammar: Grammar, gender: str) -> str:
     invented = rng.random() < INVENTED_NAMES
-    name = invented_name(rng, grammar) if invented else common_name(rng, grammar, gender)
+    name = invented_name(rng, grammar) if invented else grammar.pick(rng, f"name.{gender}")
     if rng.random() < TITLED_NAMES:
         title = grammar.pick(rng, f"title.{gender}")
         name = f"{title} {name}"
@@ -86,16 +80,14 @@ def draw_person(rng: random.Random, grammar: Grammar, genre: str) -> Person:
     facts = {"job": job, "trait": trait, "trait2": trait2}
     facts |= {fact: grammar.pick(rng, fact) for fact in PERSON_LISTS}
     facts["wish"] = facts["wish"].replace("{his|her}", PRONOUNS[gender]["his"])
-    name = draw_name(rng, grammar, gender)
-    return Person(name, gender, facts, name in grammar.rules[f"name.{gender}"])
+    return Person(draw_name(rng, grammar, gender), gender, facts)
 
 
 def draw_cast(rng: random.Random, grammar: Grammar, genre: str, count: int) -> list[Person]:
-    """People whose names begin with different letters, as careful writers choose them."""
     cast: dict[str, Person] = {}
     while len(cast) < count:
         person = draw_person(rng, grammar, genre)
-        cast.setdefault(person.name[0], person)
+        cast[person.name] = person
     return list(cast.values())
 
 
@@ -103,7 +95,7 @@ def draw_event_slots(rng: random.Random, grammar: Grammar) -> dict[str, str]:
     """Things of the moment, drawn anew for every event and every exchange."""
     slots = {name: grammar.pick(rng, name) for name in EVENT_LISTS}
     slots["x"] = f"{slots['adj']} {slots['item']}"
-    slots["nick"] = common_name(rng, grammar)
+    slots["nick"] = invented_name(rng, grammar)
     slots["when"] = grammar.pick(rng, "when")
     return slots
 
