@@ -125,9 +125,10 @@ async def test_dry_forbids_what_would_be_repeated(engine: LocalEngine, prompting
     """Greedy, and pushed to one token: with DRY it may not follow itself again and again."""
     pushed = {"temperature": 0.0, "logit_bias": {300: 50.0}}
     dry = Dry(multiplier=100.0, base=1.0, allowed_length=2)
-    plain = replace(await prepared(prompting, Rules(dry=dry), max_tokens=20, **pushed), rules=None)
-    assert (await answer(engine, plain)).token_ids == (300,) * 20
-    told = await answer(engine, await prepared(prompting, Rules(dry=dry), max_tokens=20, **pushed))
+    # Inside a message: in a header DRY does nothing.
+    asked = await prepared(prompting, Rules(dry=dry), ChatPrompt((), Header("text")), max_tokens=20, **pushed)
+    assert (await answer(engine, replace(asked, rules=None))).token_ids == (300,) * 20
+    told = await answer(engine, asked)
     runs = [told.token_ids[at : at + 4] for at in range(20)]
     assert (300, 300) in [run[:2] for run in runs]
     assert (300,) * 4 not in runs
