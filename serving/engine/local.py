@@ -12,6 +12,7 @@ import contextlib
 import itertools
 import os
 import signal
+import sys
 import threading
 from collections.abc import AsyncGenerator, Iterator, Mapping
 from multiprocessing import resource_tracker
@@ -226,6 +227,7 @@ class _Start:
         os.environ["VLLM_WORKER_MULTIPROC_METHOD"] = "fork"
         if self._cancelled.is_set():
             raise RuntimeError("the start was cancelled")
+        _let_workers_pass_numba()
         with _without_sigint():
             return AsyncLLM.from_vllm_config(
                 config,
@@ -241,6 +243,17 @@ class _Start:
         """End what was started; a start still under way then fails by itself."""
         self._cancelled.set()
         _end(self.processes())
+
+
+def _let_workers_pass_numba() -> None:
+    """A worker that is forked from a process with numba in it dies otherwise, before it has loaded a model.
+
+    It reads `vars(value).get(...)` of whatever any module holds, and llvmlite's library answers every name with a
+    function, `__dict__` too. Source: vLLM 0.32, triton_utils/dispatcher.py; llvmlite 0.47, binding/ffi.py.
+    """
+    ffi: Any = sys.modules.get("llvmlite.binding.ffi")
+    if ffi is not None:
+        ffi.lib._fntab["__dict__"] = {}
 
 
 def _children() -> list[psutil.Process]:

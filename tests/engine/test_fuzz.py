@@ -15,7 +15,7 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from serving.core import Finished, JsonFormat, PreparedRequest, Started
+from serving.core import Dry, Finished, JsonFormat, LogitsRules, Markers, PreparedRequest, RoleRule, Started
 from serving.engine.limits import INT64_MAX, INT64_MIN
 from serving.engine.local import LocalEngine
 from serving.errors import InvalidRequest
@@ -55,6 +55,34 @@ odd_fields: dict[str, st.SearchStrategy[Any]] = {
 }
 """One field of a request in four is one of these; nearly all of them are to be refused, and none may do harm."""
 
+odd_runs = st.one_of(odd_ids.map(tuple), st.lists(odd_ids.map(tuple), max_size=40).map(tuple), odd_integers)
+odd_rules: dict[str, dict[str, st.SearchStrategy[Any]]] = {
+    "markers": {
+        "start": odd_integers,
+        "end": odd_integers,
+        "header_end": odd_integers,
+        "header_tail": odd_runs,
+        "line_breaks": odd_numbers,
+        "after_end": odd_runs,
+        "eos": odd_runs,
+    },
+    "dry": {
+        "multiplier": odd_numbers,
+        "base": odd_numbers,
+        "allowed_length": odd_integers,
+        "sequence_breakers": odd_texts.map(tuple) | odd_runs,
+        "range": odd_integers,
+    },
+    "roles": {
+        "headers": odd_runs,
+        "open_names": odd_runs,
+        "forbid_end": odd_numbers,
+        "minimum_content": odd_integers,
+        "ignore_eos": odd_numbers,
+    },
+}
+"""The same for the rules of the samplers."""
+
 token_ids = st.integers(0, VOCAB_SIZE - 1)
 texts = st.one_of(
     st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=8),
@@ -74,6 +102,36 @@ samplings = st.fixed_dictionaries(
         "logit_bias": st.dictionaries(token_ids, st.sampled_from([-100.0, -TINY, 0, 100.0]), max_size=40),
         "min_tokens": st.integers(0, 4),
     },
+)
+own_or_beyond = st.one_of(st.sampled_from([1, 2, 3, 4, 20]), token_ids, st.sampled_from([VOCAB_SIZE, 2**31 - 1]))
+integers = st.sampled_from([0, 1, 2, 30, 2**31 - 1])
+
+
+def runs(most: int, least: int = 0) -> st.SearchStrategy[tuple[int, ...]]:
+    return st.lists(own_or_beyond, min_size=least, max_size=most).map(tuple)
+
+
+logits_rules = st.builds(
+    LogitsRules,
+    st.builds(Markers, own_or_beyond, own_or_beyond, own_or_beyond, runs(4), st.booleans(), runs(4), runs(8)),
+    st.none()
+    | st.builds(
+        Dry,
+        st.sampled_from([0, TINY, 0.8, 1000.0]),
+        st.sampled_from([1, 1.75, 100.0]),
+        integers,
+        st.lists(texts.map(lambda text: text[:64]), max_size=4).map(tuple),
+        integers,
+    ),
+    st.none()
+    | st.builds(
+        RoleRule,
+        st.lists(runs(8, least=1), max_size=4).map(tuple),
+        st.lists(runs(3, least=1), max_size=1).map(tuple),
+        st.booleans(),
+        integers,
+        st.booleans(),
+    ),
 )
 schemas = st.recursive(
     st.sampled_from(
@@ -133,6 +191,7 @@ def requests(draw: st.DrawFn) -> PreparedRequest:
                 "prompt_logprobs": st.booleans(),
                 "request_id": st.sampled_from(["", "\ud800", "x" * 300]),
                 "max_tokens": st.integers(4, 24),
+                "rules": logits_rules,
             },
         )
     )
@@ -211,6 +270,30 @@ async def test_any_sampling(local_engine: LocalEngine, sampling: dict[str, Any],
 async def test_any_schema_beside_others(local_engine: LocalEngine, schema: dict[str, Any], others: int) -> None:
     asked = ask(json_format=JsonFormat(json.dumps(schema)), max_tokens=24)
     await batch(local_engine, [asked, *(ask(sampling={"seed": number}) for number in range(others))])
+
+
+@st.composite
+def ruled(draw: st.DrawFn) -> PreparedRequest:
+    """A request with rules, of which one part may be impossible, and a prompt that ends anywhere."""
+    rules: LogitsRules = draw(logits_rules)
+    if draw(st.booleans()):
+        part = draw(st.sampled_from(sorted(odd_rules)))
+        name = draw(st.sampled_from(sorted(odd_rules[part])))
+        sound: Any = getattr(rules, part) or (Dry() if part == "dry" else RoleRule())
+        odd: dict[str, Any] = {part: replace(sound, **{name: draw(odd_rules[part][name])})}
+        rules = replace(rules, **odd)
+    prompt = draw(st.lists(token_ids | st.sampled_from([2, 3, 4, 20, rules.markers.start]), min_size=1, max_size=60))
+    sound_ids = tuple(token for token in prompt if type(token) is int and 0 <= token < VOCAB_SIZE)
+    sampling: dict[str, Any] = draw(
+        st.sampled_from([{}, {"seed": 1}, {"temperature": 0.0}, {"logit_bias": {2: 100.0, 4: 99.0}}])
+    )
+    return ask(rules=rules, token_ids=sound_ids or (5,), sampling=sampling, ignore_eos=draw(st.booleans()))
+
+
+@fuzz(examples=50)
+@given(asked=st.lists(ruled(), min_size=1, max_size=8))
+async def test_any_rules_at_once(local_engine: LocalEngine, asked: list[PreparedRequest]) -> None:
+    await batch(local_engine, asked)
 
 
 def edge(**sampling: Any) -> PreparedRequest:  # noqa: ANN401

@@ -1,8 +1,8 @@
 // Asks llama.cpp's DRY sampler about histories of our own making, and prints its answers as JSON: one case a line.
 //
 // llama_cpp.json holds what it said, recorded once with llama.cpp as it is in the source distribution of
-// llama-cpp-python 0.3.36 (vendor/llama.cpp), by g++ 12 on x86-64. Only the sampler's own file is compiled; what it calls
-// elsewhere is below, and DRY uses none of it but the log, since its breakers are given as token ids.
+// llama-cpp-python 0.3.36 (vendor/llama.cpp), by g++ 12 on x86-64. Only the sampler's own file is compiled; what it
+// calls elsewhere is below, and DRY uses none of it but the log, since its breakers are given as token ids.
 //
 //   pip download --no-deps --no-binary :all: llama-cpp-python==0.3.36
 //   tar xzf llama_cpp_python-0.3.36.tar.gz

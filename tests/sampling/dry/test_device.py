@@ -185,10 +185,11 @@ def test_headers_near_the_border_of_a_tile(content: int) -> None:
         (CHATML, [MESSAGE_START, *inner[1:-1], LINE_BREAK]),
         (LLAMA3, [HEADER_START, *inner[1:-3], HEADER_END, LINE_BREAK, LINE_BREAK]),
         (LLAMA3, [HEADER_START, *inner[1:-1], HEADER_END]),
+        (LLAMA3, [HEADER_START, *inner[1:-9], HEADER_END, LINE_BREAK]),
     )
     batch: list[Row | None] = []
     for number, (markers, header) in enumerate(tails):
-        before = (number - 2 - len(header) - content) % (TILE - 192) + 256  # so that 7 stands near a border
+        before = 1024 + number - 2 - len(header) - content  # so that 7 stands near a border
         ids = [*[9] * before, *header, *written, 7, 8, *header[-40:], *written]
         batch.append(Row(Case(tuple(ids), Dry(allowed_length=1), Breakers(), markers)))
     check(batch)
@@ -210,16 +211,23 @@ def test_rows_that_need_several_turns() -> None:
 
 
 def test_sequences_as_long_as_can_be() -> None:
-    """Whether its beginning stands there decides about tokens far behind it."""
+    """Whether its beginning stands there decides about tokens far behind it, in another tile's reach."""
     sequence = tuple(told(LONGEST_SEQUENCE, 5))
-    breakers = Breakers(sequences=(sequence, sequence[40:60], (9, 9)))
-    texts = ((*sequence, 7, *sequence), (*sequence[1:], 7, *sequence), (*sequence, 9, 9, 9, *sequence[100:200]))
-    check(
-        [
-            Row(Case(ids, Dry(allowed_length=1, range=range_), breakers, NONE))
-            for ids, range_ in zip(texts, (0, 514, 0), strict=True)
-        ]
+    border = 5 * (SEQUENCE_TILE - 320)
+    before = (9,) * (border - len(sequence))
+    breakers = Breakers(sequences=(sequence, sequence[40:60], (10, 10)))
+    texts = (
+        (*before, *sequence, 7, 8, *sequence[-30:]),
+        (*before, 9, *sequence[1:], 7, 8, *sequence[-30:]),
+        (*sequence, 10, 10, 10, *sequence[100:200]),
     )
+    check([Row(Case(ids, Dry(allowed_length=1), breakers, NONE)) for ids in texts])
+
+
+@pytest.mark.parametrize("range_", [1, 2, 3, 4, 5, 6, 7])
+def test_nothing_before_the_window_counts(range_: int) -> None:
+    ids = (5, 6, 7, 5, 6, 8, 5, 6)
+    check([Row(Case(ids, Dry(allowed_length=1, range=range_), Breakers(), NONE))])
 
 
 def test_what_was_taken_back_or_is_not_computed_yet_harms_nothing() -> None:

@@ -15,12 +15,16 @@ from serving.sampling.dry.host import HostDry
 from serving.sampling.dry.params import MOST_INTEGER, Breakers
 from serving.sampling.dry.reference import penalties
 from serving.sampling.dry.sets import BreakerSets
+from serving.sampling.headers import LONGEST_HEADER_TOKENS
 from serving.sampling.vocabulary import Vocabulary
 from tests.sampling.dry.strategies import (
     ALPHABET,
     BEYOND,
     CHATML,
+    HEADER_END,
+    HEADER_START,
     LINE_BREAK,
+    LLAMA3,
     MESSAGE_START,
     SIZE,
     Case,
@@ -122,7 +126,7 @@ def test_a_batch_is_as_the_reference_says(
 
 @pytest.mark.parametrize("letters", [1, 2, 3])
 @pytest.mark.parametrize("marks", [(), (MESSAGE_START, LINE_BREAK, LINE_BREAK)])
-@pytest.mark.parametrize("sequences", [(), ((5, 6, 5), (6, 6))])
+@pytest.mark.parametrize("sequences", [(), ((5, 6, 5), (6, 6)), ((7, 5, 5), (6, 5, 6, 5, 5))])
 def test_repetitions_within_repetitions(
     host: HostDry, named: Named, letters: int, marks: tuple[int, ...], sequences: tuple[tuple[int, ...], ...]
 ) -> None:
@@ -132,11 +136,24 @@ def test_repetitions_within_repetitions(
     own, values, wanted = Batch(0), logits(120, 0), logits(120, 0)
     for row in range(120):
         ids = tuple(rng.choice(choices, rng.integers(2, 250)).tolist())
-        case = Case(ids, Dry(base=1.1, allowed_length=1), Breakers(frozenset(), sequences), CHATML)
+        dry = Dry(base=1.1, allowed_length=1, range=int(rng.integers(0, 2) * rng.integers(1, 30)))
+        case = Case(ids, dry, Breakers(frozenset(), sequences), CHATML)
         own.write(1, ids)
         assert added(host, named, 1, case)
         expected(wanted, row, case)
         apply(host, values, [(row, 1)], own)
+    assert same_bits(values, wanted)
+
+
+@pytest.mark.parametrize("inside", range(LONGEST_HEADER_TOKENS - 4, LONGEST_HEADER_TOKENS + 1))
+def test_the_tail_of_the_longest_header_is_cut(host: HostDry, named: Named, inside: int) -> None:
+    own, values, wanted = Batch(0), logits(1, 0), logits(1, 0)
+    ids = (HEADER_START, *[5] * inside, HEADER_END, LINE_BREAK, LINE_BREAK, 8, 9, LINE_BREAK, 6, LINE_BREAK)
+    case = Case(ids, Dry(allowed_length=1), Breakers(), LLAMA3)
+    own.write(1, ids)
+    assert added(host, named, 1, case)
+    expected(wanted, 0, case)
+    apply(host, values, [(0, 1)], own)
     assert same_bits(values, wanted)
 
 

@@ -4,16 +4,28 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from serving.core import LogitsRules, Markers, RoleRule
 from serving.sampling.history import Rows, bitmap, marker_row
 from serving.sampling.roles.device import RECORD_FIELDS, STARTS, Tables, apply, path_rows, rule_row
 from serving.sampling.roles.params import MOST_PATH_TOKENS
 from serving.sampling.roles.reference import constrain, constraint
 from tests.sampling.interpreter import DEVICE
-from tests.sampling.roles.strategies import CLASSES, VOCABULARY, Case, cases, logits
+from tests.sampling.roles.strategies import (
+    CHATML,
+    CLASSES,
+    LLAMA3,
+    SENTENCEPIECE,
+    VOCABULARY,
+    WORDS,
+    Case,
+    cases,
+    logits,
+)
 
 LONGEST = 2048
 FEW = settings(max_examples=40, deadline=None)
@@ -94,7 +106,33 @@ def rows(draw: st.DrawFn) -> Row:
 @given(st.lists(st.tuples(rows(), logits), min_size=1, max_size=6), st.integers(0, 1 << 30))
 def test_equals_the_reference(batch: list[tuple[Row, list[float]]], seed: int) -> None:
     """Mixed and absent rules, drafts, masked logits, slots in any order."""
-    result = constrained([row for row, _ in batch], [before for _, before in batch], seed)
-    for (row, before), after in zip(batch, result, strict=True):
+    check([row for row, _ in batch], [before for _, before in batch], seed)
+
+
+def check(batch: Sequence[Row], given_logits: Sequence[list[float]], seed: int) -> None:
+    result = constrained(batch, given_logits, seed)
+    for row, before, after in zip(batch, given_logits, result, strict=True):
         allowed = constraint(row.case.token_ids, row.case.roles, row.case.rules.markers, CLASSES)
         assert after == (constrain(before, allowed) if row.ruled else before)
+
+
+@pytest.mark.parametrize("markers", [CHATML, SENTENCEPIECE, LLAMA3], ids=["chatml", "sentencepiece", "llama3"])
+def test_every_state_of_a_conversation(markers: Markers) -> None:
+    """All beginnings of messages with a fixed header and with names of the model's choice, and with one letter more."""
+    ending = (markers.header_end, *markers.header_tail)
+    fixed, opened = (WORDS[1], WORDS[2]), (WORDS[1], WORDS[3])
+    rules = LogitsRules(markers, roles=RoleRule((fixed + ending,), (opened,), minimum_content=2))
+    messages = ((*fixed, *ending, 9, 9, 9), (*opened, 9, 10, *ending, 9), (*opened, *[9] * 33, *ending))
+    ids = [token for message in messages for token in (markers.start, *message, markers.end, *markers.after_end)]
+    prefixes = [tuple(ids[:count]) for count in range(1, len(ids) + 1)]
+    batch = [Row(Case(prefix, rules)) for prefix in (*prefixes, *((*prefix, WORDS[7]) for prefix in prefixes))]
+    check(batch, [[float(token) for token in range(VOCABULARY)]] * len(batch), 1)
+
+
+@pytest.mark.parametrize("minimum", [299, 300, 301, 5000])
+def test_content_is_counted_from_afar(minimum: int) -> None:
+    """The header lies further back than one look reaches."""
+    header = (WORDS[1], LLAMA3.header_end, *LLAMA3.header_tail)
+    rules = LogitsRules(LLAMA3, roles=RoleRule((header,), minimum_content=minimum))
+    row = Row(Case((9, LLAMA3.start, *header, *[WORDS[0]] * 300), rules))
+    check([row], [[1.0] * VOCABULARY], 1)
