@@ -60,6 +60,8 @@ def _markers(told: Mapping[str, Any]) -> Markers:
         after_end=_tokens(told.get("after_end", ()), "after_end"),
         eos=_tokens(told.get("eos", ()), "eos"),
     )
+    if markers.header_end in (markers.start, markers.end, *markers.eos):
+        raise ValueError("markers.header_end must not be another marker")
     if max(len(markers.header_tail), len(markers.after_end)) > MOST_TAIL or len(markers.eos) > MOST_EOS:
         raise ValueError(f"markers hold at most {MOST_TAIL} tokens behind a header or a message, and {MOST_EOS} of eos")
     return markers

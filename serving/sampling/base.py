@@ -5,9 +5,10 @@ Model Runner V1 and a device version for V2. `v1.py` and `v2.py` adapt all of th
 vLLM nor torch; the adapters are named, and vLLM loads them inside its own processes.
 """
 
+import importlib
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -48,15 +49,32 @@ class HostSampler(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Sampler:
-    """`host` is the class of the host version, `module:name`; `used`: whether a request's rules use this sampler."""
+    """`host` and `device` are the classes of its versions, `module:name`; `used`: whether a request's rules use it."""
 
     name: str
     host: str
+    device: str
     used: Callable[[LogitsRules], bool]
 
 
 SAMPLERS: Final = (
-    Sampler("dry", "serving.sampling.dry.host:HostDry", lambda rules: rules.dry is not None),
-    Sampler("roles", "serving.sampling.roles.host:HostRoles", lambda rules: rules.roles is not None),
+    Sampler(
+        "dry",
+        "serving.sampling.dry.host:HostDry",
+        "serving.sampling.dry.slots:DryOnDevice",
+        lambda rules: rules.dry is not None,
+    ),
+    Sampler(
+        "roles",
+        "serving.sampling.roles.host:HostRoles",
+        "serving.sampling.roles.slots:RolesOnDevice",
+        lambda rules: rules.roles is not None,
+    ),
 )
 """DRY first: the roles have the last word about what a message may hold."""
+
+
+def load_class(name: str) -> Any:  # noqa: ANN401
+    """The class that a row names: imported where it is used, since the front end needs none of them."""
+    module, _, attribute = name.partition(":")
+    return getattr(importlib.import_module(module), attribute)

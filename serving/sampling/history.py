@@ -61,8 +61,15 @@ def marker_row(markers: Markers) -> list[int]:
 
 def bitmap(ids: Iterable[int], size: int) -> torch.Tensor:
     """`[ceil(size / 32)] int32`: bit t % 32 of word t // 32 is set for each t of `ids`; those beyond are left out."""
-    bits = torch.zeros(-(-size // 32) * 32, dtype=torch.int64)
-    bits[[token for token in ids if 0 <= token < size]] = 1
+    table = torch.zeros(size, dtype=torch.uint8)
+    table[[token for token in ids if 0 <= token < size]] = 1
+    return packed(table)
+
+
+def packed(table: torch.Tensor) -> torch.Tensor:
+    """`table: [size]` as `[ceil(size / 32)] int32`: bit t % 32 of word t // 32 is set where it is not 0."""
+    bits = torch.zeros(-(-len(table) // 32) * 32, dtype=torch.int64)
+    bits[: len(table)] = table != 0
     words = (bits.view(-1, 32) << torch.arange(32)).sum(1)
     return torch.where(words < 2**31, words, words - 2**32).to(torch.int32)
 

@@ -4,7 +4,6 @@ Keeps each request's history as an array and hands batches to the host samplers,
 nothing itself. vLLM imports this module inside its own processes, and applies it before its own penalties.
 """
 
-import importlib
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +15,7 @@ from vllm.v1.sample.logits_processor import BatchUpdate, LogitsProcessor, MoveDi
 
 from serving.core import LogitsRules
 from serving.sampling.arguments import from_extra_args
-from serving.sampling.base import SAMPLERS, HostSampler
+from serving.sampling.base import SAMPLERS, HostSampler, load_class
 from serving.sampling.source import load_vocabulary
 
 Ints = npt.NDArray[np.int32]
@@ -48,7 +47,7 @@ class StoryRules(LogitsProcessor):  # type: ignore[misc]
     def __init__(self, vllm_config: Any, device: torch.device, is_pin_memory: bool) -> None:  # noqa: ANN401
         slots = vllm_config.scheduler_config.max_num_seqs
         vocabulary = load_vocabulary(vllm_config)
-        self._samplers: list[HostSampler] = [_load(sampler.host)(slots, vocabulary) for sampler in SAMPLERS]
+        self._samplers: list[HostSampler] = [load_class(sampler.host)(slots, vocabulary) for sampler in SAMPLERS]
         # Pages that no history reaches are never touched.
         self._history: Ints = np.empty((slots, vllm_config.model_config.max_model_len + 1), np.int32)
         self._lengths: Ints = np.zeros(slots, np.int32)
@@ -122,8 +121,3 @@ class StoryRules(LogitsProcessor):  # type: ignore[misc]
                 history[entry.slot, begin + known : begin + count] = output[known:]
             entry.known = count  # also where some were taken back: what comes instead is written over them
             lengths[entry.slot] = begin + count
-
-
-def _load(name: str) -> Any:  # noqa: ANN401
-    module, _, attribute = name.partition(":")
-    return getattr(importlib.import_module(module), attribute)

@@ -5,22 +5,20 @@ vLLM applies it behind its own penalties and the grammar mask. vLLM's front end 
 parameters: torch and Triton are imported where the worker needs them.
 """
 
-import importlib
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from vllm.sampling_params import SamplingParams
 from vllm.v1.worker.gpu.sample.logits_processor import LogitsContext, LogitsProcessor, LogitsProcRequestState
 
 from serving.sampling.arguments import from_extra_args
+from serving.sampling.base import SAMPLERS, load_class
 from serving.sampling.source import load_vocabulary
 
 if TYPE_CHECKING:
     import torch
 
     from serving.sampling.slots import DeviceSampler
-
-SAMPLERS: Final = ("serving.sampling.dry.slots:DryOnDevice", "serving.sampling.roles.slots:RolesOnDevice")
 
 
 class StoryRules(LogitsProcessor):  # type: ignore[misc]
@@ -34,7 +32,7 @@ class StoryRules(LogitsProcessor):  # type: ignore[misc]
         vocabulary = load_vocabulary(vllm_config)
         self._histories = Histories(req_states)
         self._samplers: list[DeviceSampler] = [
-            _load(sampler)(req_states, vocabulary, self._histories, rows) for sampler in SAMPLERS
+            load_class(sampler.device)(req_states, vocabulary, self._histories, rows) for sampler in SAMPLERS
         ]
         if req_states.device.type == "cuda":
             self._compile(req_states)
@@ -81,8 +79,3 @@ class StoryRules(LogitsProcessor):  # type: ignore[misc]
             for longest in (1, req_states.all_token_ids.gpu.shape[1]):
                 for sampler in self._samplers:
                     sampler.apply(logits, rows, longest, np.zeros(1, np.int32))
-
-
-def _load(name: str) -> Any:  # noqa: ANN401
-    module, _, attribute = name.partition(":")
-    return getattr(importlib.import_module(module), attribute)

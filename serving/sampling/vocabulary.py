@@ -9,7 +9,7 @@ import hashlib
 import json
 import os
 import zipfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -28,7 +28,7 @@ SPECIAL: Final = 2
 NAME_START: Final = 4
 """Bits of `Vocabulary.kinds`; what they mean is said by `TokenClasses`."""
 
-_FORMAT: Final = 1
+_FORMAT: Final = 2
 """Of the files on disk: raise it when what they hold changes."""
 _MOST_STRINGS: Final = 256
 _SEPARATOR: Final = 0xFF
@@ -183,10 +183,3 @@ def _write(path: Path | None, tables: _Tables) -> _Tables:
         with contextlib.suppress(OSError):
             part.unlink()
     return tables
-
-
-def bitmap(ids: Iterable[int], size: int) -> npt.NDArray[np.uint8]:
-    """`[size] uint8`: 1 for each of `ids`; those beyond are left out."""
-    table = np.zeros(size, np.uint8)
-    table[[token for token in ids if 0 <= token < size]] = 1
-    return table

@@ -30,7 +30,7 @@ markers = st.builds(
     line_breaks=st.booleans(),
     after_end=runs(MOST_TAIL),
     eos=runs(MOST_EOS),
-)
+).filter(lambda made: made.header_end not in (made.start, made.end, *made.eos))
 texts = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=MOST_BREAKER_CHARACTERS)
 dries = st.builds(
     Dry,
@@ -81,6 +81,16 @@ WHOLE = to_extra_args(
         RoleRule(headers=((5, 2),), open_names=((6,),), minimum_content=3),
     )
 )
+
+
+@pytest.mark.parametrize("other", ["start", "end", "eos"])
+def test_a_header_ends_with_a_token_of_its_own(other: str) -> None:
+    """Else it would be both allowed and forbidden in a name."""
+    told = WHOLE[KEY]["markers"] | {other: [2] if other == "eos" else 2}
+    with pytest.raises(ValueError, match="header_end"):
+        from_extra_args({KEY: WHOLE[KEY] | {"markers": told}})
+
+
 NOT_NUMBERS: list[Any] = ["1", "", [], {}, [1], True, False, math.nan, math.inf, -math.inf, 10**400, -1, -(10**400)]
 NOT_INTEGERS: list[Any] = [*NOT_NUMBERS, 1.0, 0.5, 2**31, 2**63, 2**70]
 NOT_TOKENS: list[Any] = [

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
 from serving.core import Dry, Markers
-from serving.sampling.vocabulary import LINE_BREAK, NAME_START, SPECIAL, Vocabulary, bitmap
+from serving.sampling.vocabulary import LINE_BREAK, NAME_START, SPECIAL, Vocabulary
 from tests.prompting.material import DEMO, FAMILIES, KINDS, LLAMA3, train
 
 MARKERS = Markers(3, 4, 13, line_breaks=True)
@@ -164,10 +164,6 @@ def test_logits_may_be_wider_or_narrower_than_the_tokenizer(folder: Path) -> Non
     assert not wide.kinds[own:].any()
     assert (narrow.kinds == exact.kinds[:-50]).all()
     assert wide.breakers(["\n", "e"], MARKERS) == exact.breakers(["\n", "e"], MARKERS)
-
-
-def test_a_bitmap_leaves_out_what_is_beyond() -> None:
-    assert bitmap([0, 2, 4, 5, -1, 2**31 - 1], 5).tolist() == [1, 0, 1, 0, 1]
 
 
 def same(one: Vocabulary, other: Vocabulary) -> bool:

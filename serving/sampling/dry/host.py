@@ -70,7 +70,7 @@ class HostDry:
         if not self._penalties[slot].any():
             return False
         key = (frozenset(dry.sequence_breakers), markers)
-        number = self._sets.hold(slot, key, lambda: self._vocabulary.breakers(dry.sequence_breakers, markers))
+        number = self._sets.hold(slot, key, lambda: self._vocabulary.marked(dry.sequence_breakers, markers))
         tail = markers.header_tail
         row = self._slots[slot]
         row[:_TAIL] = dry.range, number, markers.start, markers.header_end, markers.line_breaks, len(tail)

@@ -1,6 +1,6 @@
 """The breakers of the requests in a batch as arrays that kernels read: one set for all that break at the same.
 
-A set lives as long as a slot holds it, so there are never more sets than slots. Knows neither kernels nor vLLM.
+There are never more sets than slots. Knows neither kernels nor vLLM.
 """
 
 from collections.abc import Callable, Hashable, Sequence
@@ -9,10 +9,8 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from serving.sampling.dry.params import Breakers
-from serving.sampling.vocabulary import bitmap
-
 Ints = npt.NDArray[np.int32]
+Sequences = tuple[tuple[int, ...], ...]
 
 
 class SetTables(NamedTuple):
@@ -30,14 +28,40 @@ class SetTables(NamedTuple):
     falls: Ints
 
 
+class SetNumbers:
+    """Numbers below `slots` for the sets that slots hold. Equal sets share one, so as many as slots are enough; a set
+    that no slot holds keeps its number until another needs it."""
+
+    def __init__(self, slots: int) -> None:
+        self._held: list[Hashable | None] = [None] * slots
+        self._numbers: dict[Hashable, int] = {}
+
+    def __len__(self) -> int:
+        return len(self._numbers)
+
+    def hold(self, slot: int, key: Hashable) -> tuple[int, bool]:
+        """The number of the set `key`, which `slot` then holds; and whether it was not known before."""
+        self._held[slot] = key
+        if key in self._numbers:
+            return self._numbers[key], False
+        number = len(self._numbers)
+        if number == len(self._held):
+            held = set(self._held)
+            number = self._numbers.pop(next(other for other in self._numbers if other not in held))
+        self._numbers[key] = number
+        return number, True
+
+    def release(self, slot: int) -> None:
+        """`slot` holds no set any more."""
+        self._held[slot] = None
+
+
 class BreakerSets:
     """At most one set for each of `slots`, over a vocabulary of `size` tokens."""
 
     def __init__(self, slots: int, size: int) -> None:
-        self._keys: list[Hashable | None] = [None] * slots  # by slot
-        self._numbers: dict[Hashable, int] = {}
-        self._free = list(range(slots))[::-1]
-        self._sequences: list[tuple[tuple[int, ...], ...]] = [()] * slots  # by set
+        self._numbers = SetNumbers(slots)
+        self._sequences: list[Sequences] = [()] * slots  # by set
         # Memory that no set has written yet is not there.
         self._bitmaps = np.zeros((slots, size), np.uint8)
         self.tables = self._laid_out()
@@ -45,25 +69,19 @@ class BreakerSets:
     def __len__(self) -> int:
         return len(self._numbers)
 
-    def hold(self, slot: int, key: Hashable, make: Callable[[], Breakers]) -> int:
-        """The number of the set `key`, which `slot` then holds; it is made if no slot holds it yet."""
-        self.release(slot)
-        self._keys[slot] = key
-        number = self._numbers.get(key)
-        if number is None:
-            breakers = make()
-            number = self._numbers[key] = self._free.pop()
-            self._bitmaps[number] = bitmap(breakers.ids, self._bitmaps.shape[1])
-            self._lay_out(number, tuple(sequence for sequence in breakers.sequences if sequence))
+    def hold(self, slot: int, key: Hashable, make: Callable[[], tuple[npt.NDArray[np.uint8], Sequences]]) -> int:
+        """The number of the set `key`, which `slot` then holds; it is made if it is not known."""
+        number, new = self._numbers.hold(slot, key)
+        if new:
+            self._bitmaps[number], sequences = make()
+            self._lay_out(number, tuple(sequence for sequence in sequences if sequence))
         return number
 
     def release(self, slot: int) -> None:
         """`slot` holds no set any more."""
-        key, self._keys[slot] = self._keys[slot], None
-        if key is not None and key not in self._keys:
-            self._free.append(self._numbers.pop(key))
+        self._numbers.release(slot)
 
-    def _lay_out(self, number: int, sequences: tuple[tuple[int, ...], ...]) -> None:
+    def _lay_out(self, number: int, sequences: Sequences) -> None:
         if sequences != self._sequences[number]:
             self._sequences[number] = sequences
             self.tables = self._laid_out()

@@ -1,7 +1,5 @@
 """The tables of DRY on the device, by slot, for vLLM's Model Runner V2. The rule itself is in `device.py`."""
 
-from typing import Any
-
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -9,8 +7,9 @@ from vllm.v1.worker.gpu.sample.logits_processor import LogitsProcRequestState
 
 from serving.core import Dry, LogitsRules
 from serving.sampling.dry import device
-from serving.sampling.dry.params import Breakers, penalty_table
-from serving.sampling.history import Rows, bitmap
+from serving.sampling.dry.params import penalty_table
+from serving.sampling.dry.sets import Sequences, SetNumbers
+from serving.sampling.history import Rows, packed
 from serving.sampling.slots import Histories, table
 from serving.sampling.vocabulary import LINE_BREAK, Vocabulary
 
@@ -27,12 +26,12 @@ class DryOnDevice:
         self._markers = histories.markers
         self._settings = table(req_states, device.SETTING_FIELDS)
         self._penalties = table(req_states, device.PENALTIES, torch.float32)
-        self._sets = _Sets(slots)
+        self._sets = SetNumbers(slots)
+        self._runs: dict[int, Sequences] = {}  # of each set, the runs of tokens
         self._breakers = table(req_states, -(-vocabulary.size // 32))
         self._starts = table(req_states, device.SEQUENCE_STARTS)
         self._sequences = table(req_states, 1)
-        line_breaks = np.flatnonzero(vocabulary.kinds & LINE_BREAK).tolist()
-        self._line_breaks = bitmap(line_breaks, vocabulary.size).to(req_states.device)
+        self._line_breaks = packed(torch.from_numpy(vocabulary.kinds & LINE_BREAK)).to(req_states.device)
         self._longest = req_states.all_token_ids.gpu.shape[1]
         self._scratch = device.Scratch.of(rows, self._longest, req_states.device)
         self.used: npt.NDArray[np.bool_] = np.zeros(slots, bool)
@@ -50,24 +49,23 @@ class DryOnDevice:
         if new:
             self._add_set(number, rules, dry)
         self.used[slot] = True
-        self._sequenced[slot] = bool(self._sets.breakers[number].sequences)
+        self._sequenced[slot] = bool(self._runs[number])
         self._settings.stage_write(slot, 0, device.setting_row(dry, number))
         self._penalties.stage_write(slot, 0, device.penalty_row(dry))
         return True
 
     def _add_set(self, number: int, rules: LogitsRules, dry: Dry) -> None:
-        breakers = self._vocabulary.breakers(dry.sequence_breakers, rules.markers)
-        sequences = tuple(run for run in breakers.sequences if 0 < len(run) <= device.LONGEST_SEQUENCE)
-        self._sets.breakers[number] = Breakers(breakers.ids, sequences)
-        self._breakers.stage_write(number, 0, bitmap(breakers.ids, self._vocabulary.size).tolist())
+        marked, runs = self._vocabulary.marked(dry.sequence_breakers, rules.markers)
+        sequences = self._runs[number] = tuple(run for run in runs if 0 < len(run) <= device.LONGEST_SEQUENCE)
+        self._breakers.stage_write(number, 0, packed(torch.from_numpy(marked)).tolist())
         tokens, starts = device.sequence_rows(sequences)
         self._starts.stage_write(number, 0, starts)
         if len(tokens) <= self._sequences.gpu.shape[1]:
             self._sequences.stage_write(number, 0, tokens)
             return
         self._sequences = table(self._states, 1 << (len(tokens) - 1).bit_length())
-        for other, held in self._sets.breakers.items():
-            self._sequences.stage_write(other, 0, device.sequence_rows(held.sequences)[0])
+        for other, held in self._runs.items():
+            self._sequences.stage_write(other, 0, device.sequence_rows(held)[0])
 
     def apply_staged_writes(self) -> None:
         for each in (self._settings, self._penalties, self._breakers, self._starts, self._sequences):
@@ -85,29 +83,3 @@ class DryOnDevice:
         )
         sequences = bool(self._sequenced[slots].any())
         device.apply(logits, rows, tables, self._scratch, min(longest, self._longest), sequences)
-
-
-class _Sets:
-    """Numbers for the sets of breakers that slots hold. Equal sets share one, so as many as slots are enough; a set
-    that no slot holds keeps its number until another needs it."""
-
-    def __init__(self, slots: int) -> None:
-        self._held: list[Any] = [None] * slots
-        self._numbers: dict[Any, int] = {}
-        self.breakers: dict[int, Breakers] = {}
-
-    def hold(self, slot: int, key: object) -> tuple[int, bool]:
-        """The number of the set `key`, which `slot` then holds; and whether it was not known before."""
-        self._held[slot] = key
-        if key in self._numbers:
-            return self._numbers[key], False
-        number = len(self._numbers)
-        if number == len(self._held):
-            held = set(self._held)
-            number = self._numbers.pop(next(other for other in self._numbers if other not in held))
-        self._numbers[key] = number
-        return number, True
-
-    def release(self, slot: int) -> None:
-        """`slot` holds no set any more."""
-        self._held[slot] = None

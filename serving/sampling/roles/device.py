@@ -121,8 +121,8 @@ def _read_states(
     records: tl.tensor,
     DRAFTS: tl.constexpr,
 ) -> None:
-    """A record for each row. In CONTENT its tokens become impossible here; where all tokens that a record lists are
-    impossible already, they become 0."""
+    """A record for each row. Message borders become impossible here, in CONTENT and in names; where all tokens that a
+    record lists are impossible already, they become 0."""
     row = tl.program_id(0)
     record = records + row * _RECORD
     slot = tl.load(slots + row).to(tl.int64)
@@ -168,8 +168,8 @@ def _read_states(
             own_paths, own_starts = paths + slot * _MOST_PATH_TOKENS, starts + slot * _STARTS
             mode = _follow_paths(behind, lane, size, marker, rule, own_paths, own_starts, vocab, record, logits)
     tl.store(record, mode)
-    if mode == _CONTENT:
-        _ban(end - content < minimum, marker, rule, vocab, logits)
+    if (mode == _CONTENT) | (mode == _NAMES):
+        _ban((end - content < minimum) | (mode == _NAMES), marker, rule, vocab, logits)
 
 
 @kernel
@@ -294,7 +294,7 @@ def _list(ids: tl.tensor, listed: tl.tensor, vocab: tl.tensor, record: tl.tensor
 
 @kernel
 def _ban(early: tl.tensor, marker: tl.tensor, rule: tl.tensor, vocab: tl.tensor, logits: tl.tensor) -> None:
-    """What CONTENT forbids: message starts, and ends that come too early."""
+    """What CONTENT forbids: message starts, and ends that come too early, as all do in a name."""
     number = tl.arange(0, _FEW) - 2
     count = tl.where(early | (tl.load(rule + 4) != 0), tl.load(marker + _EOS - 1), 0)
     is_eos = (number >= 0) & (number < count)

@@ -23,8 +23,8 @@ CONTENT: Final = 0
 LISTED: Final = 1
 NAMES_BEGIN: Final = 2
 NAMES: Final = 3
-"""Modes of a state record `[mode, count, ids...]`: all but `ids`; only `ids`; a name's first token; a later one, or
-the header's end, which is then `ids[0]`."""
+"""Modes of a state record `[mode, count, ids...]`: all but `ids`; only `ids`; a name's first token; a later one, which
+is none of `ids`, or the header's end, which is then `ids[0]`."""
 
 _RECORD = 2 + MOST_PATHS + MOST_EOS + 2
 _RULE_FIELDS = 5
@@ -212,6 +212,11 @@ def _in_names(names: Ints, markers: Ints, state: Ints) -> None:
             return
     if names.shape[0] >= MOST_NAME_TOKENS:
         state[0] = LISTED
+        return
+    for token in (markers[_START], markers[_END]):
+        _append(state, token)
+    for number in range(markers[_EOSES]):
+        _append(state, markers[_EOS + number])
 
 
 @njit(cache=True, nogil=True)
@@ -258,6 +263,9 @@ def _write_rows(logits: npt.NDArray[np.float32], rows: Ints, states: Ints, kinds
             kept = row[ids[0]] if ids[0] < width else np.float32(0.0)
             for token in range(min(width, kinds.shape[0])):
                 if kinds[token] & (LINE_BREAK | SPECIAL) != 0:
+                    row[token] = -np.inf
+            for token in ids:
+                if token < width:
                     row[token] = -np.inf
             if ids[0] < width:
                 row[ids[0]] = kept

@@ -7,7 +7,7 @@ The state is a function of the history alone, so preemption, resumption and draf
 | AFTER_END | a message end and a part of what the format puts behind it | the next token of that; EOS |
 | BETWEEN | a message end and all of that, or one token with a line break | a message start; EOS |
 | HEADER | a message start and what headers of the rule begin with | the next tokens of all those headers |
-| NAMES | the same, and names that the model chooses | tokens that are not special, have no line break; a header end |
+| NAMES | the same, and names that the model chooses | ordinary tokens without a line break; a header end |
 | CONTENT | anything else | everything but a message start, and ends that come too early |
 
 EOS may not follow with `ignore_eos`. The first token of chosen names begins with one space; after MOST_NAME_TOKENS only
@@ -100,7 +100,8 @@ def _in_header(written: tuple[int, ...], rule: RoleRule, markers: Markers, class
         return Constraint(frozenset({markers.header_tail[len(tail)]}), rescued=True)
     if len(names) >= MOST_NAME_TOKENS:
         return Constraint(frozenset({markers.header_end}), rescued=True)
-    return Constraint(banned=(classes.line_break | classes.special) - {markers.header_end})
+    borders = {markers.start, markers.end, *markers.eos}  # not all tokenizers flag them as special
+    return Constraint(banned=(classes.line_break | classes.special | borders) - {markers.header_end})
 
 
 def _banned(content_tokens: int, rule: RoleRule, markers: Markers) -> frozenset[int]:

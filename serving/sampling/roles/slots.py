@@ -6,7 +6,7 @@ import torch
 from vllm.v1.worker.gpu.sample.logits_processor import LogitsProcRequestState
 
 from serving.core import LogitsRules
-from serving.sampling.history import Rows, bitmap
+from serving.sampling.history import Rows, packed
 from serving.sampling.roles import device
 from serving.sampling.roles.params import MOST_PATH_TOKENS
 from serving.sampling.slots import Histories, table
@@ -24,8 +24,8 @@ class RolesOnDevice:
         self._paths = table(req_states, MOST_PATH_TOKENS)
         self._starts = table(req_states, device.STARTS)
         classes = (LINE_BREAK, LINE_BREAK | SPECIAL, NAME_START)
-        ids = [np.flatnonzero(vocabulary.kinds & kind).tolist() for kind in classes]
-        self._classes = torch.stack([bitmap(each, vocabulary.size) for each in ids]).to(req_states.device)
+        having = [packed(torch.from_numpy(vocabulary.kinds & kind)) for kind in classes]
+        self._classes = torch.stack(having).to(req_states.device)
         self._records = torch.empty((rows, device.RECORD_FIELDS), dtype=torch.int32, device=req_states.device)
         self.used: npt.NDArray[np.bool_] = np.zeros(req_states.max_num_reqs, bool)
 

@@ -1,6 +1,6 @@
 """The host kernel equals the reference in every row of a batch, whatever its slots held before."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -14,7 +14,7 @@ from serving.core import Dry, LogitsRules, Markers
 from serving.sampling.dry.host import HostDry
 from serving.sampling.dry.params import MOST_INTEGER, Breakers
 from serving.sampling.dry.reference import penalties
-from serving.sampling.dry.sets import BreakerSets
+from serving.sampling.dry.sets import BreakerSets, Sequences
 from serving.sampling.headers import LONGEST_HEADER_TOKENS
 from serving.sampling.vocabulary import Vocabulary
 from tests.sampling.dry.strategies import (
@@ -43,8 +43,15 @@ class Named(Vocabulary):
 
     sets: dict[str, Breakers]
 
-    def breakers(self, strings: Sequence[str], markers: Markers) -> Breakers:
-        return self.sets[strings[0]] if strings else Breakers()
+    def marked(self, strings: Sequence[str], markers: Markers) -> tuple[npt.NDArray[np.uint8], Sequences]:
+        breakers = self.sets[strings[0]] if strings else Breakers()
+        return table(breakers.ids, self.size), breakers.sequences
+
+
+def table(ids: Iterable[int], size: int) -> npt.NDArray[np.uint8]:
+    made = np.zeros(size, np.uint8)
+    made[[token for token in ids if 0 <= token < size]] = 1
+    return made
 
 
 @pytest.fixture(scope="module")
@@ -239,9 +246,9 @@ def test_equal_breakers_are_one_set_and_no_more_are_kept_than_slots() -> None:
     sets = BreakerSets(slots=3, size=100)
 
     def hold(slot: int, key: int) -> int:
-        def make() -> Breakers:
+        def make() -> tuple[npt.NDArray[np.uint8], Sequences]:
             made.append(key)
-            return Breakers(frozenset({key}), ((key, key + 1),))
+            return table({key}, 100), ((key, key + 1),)
 
         return sets.hold(slot, key, make)
 
@@ -257,11 +264,13 @@ def test_equal_breakers_are_one_set_and_no_more_are_kept_than_slots() -> None:
         assert len(tables.tokens) <= 6
     for slot in range(3):
         sets.release(slot)
-    assert len(sets) == 0
+    assert hold(0, 98) == hold(1, 98)
+    assert made.count(98) == 1
 
 
 def test_requests_with_the_same_breaker_strings_share_them_in_any_order(host: HostDry, named: Named) -> None:
     own = HostDry(4, vocabulary())
+    before = len(own._sets)
     for slot, strings in enumerate((("\n", ":"), (":", "\n"), ("\n", ":", ":"), ("\n",))):
         assert own.add(slot, LogitsRules(CHATML, dry=Dry(sequence_breakers=strings)))
-    assert len(own._sets) == 2
+    assert len(own._sets) == before + 2

@@ -15,7 +15,7 @@ WORDS = range(8, VOCABULARY)
 """8 to 11 begin with a space: names may begin with them."""
 CLASSES = TokenClasses(
     line_break=frozenset({NEWLINE, BLANK_LINE}),
-    special=frozenset({START, END, HEADER_END, EOS, OTHER_EOS}),
+    special=frozenset({START, HEADER_END, OTHER_EOS}),  # not all tokenizers flag the others
     name_start=frozenset(range(8, 12)),
 )
 CHATML = Markers(START, END, NEWLINE, line_breaks=True, after_end=(NEWLINE,), eos=(EOS,))

@@ -69,7 +69,7 @@ def grammar(rule: RoleRule, of: Markers, begin: str) -> str:
         f'after{number} ::= "{LETTERS[token]}" after{number + 1}{stop}' for number, token in enumerate(of.after_end)
     ]
     lines.append(f'after{len(of.after_end)} ::= "{LETTERS[of.start]}" header{stop}')
-    in_name = one_of(ALL - CLASSES.line_break - CLASSES.special)
+    in_name = one_of(ALL - CLASSES.line_break - CLASSES.special - {of.start, of.end, *of.eos})
     ending = word((of.header_end, *of.header_tail))
     # One token at least, since the first one begins with a space.
     lines.append(f"names ::= {one_of(CLASSES.name_start)} later {ending} message0")

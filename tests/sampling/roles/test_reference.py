@@ -35,8 +35,8 @@ TEXT, WRITER = (D, E), (D,)
 """Behind these the model names who speaks."""
 CHATML_RULE = RoleRule(headers=((A, B, NEWLINE), (A, C, C, NEWLINE)), open_names=(TEXT,))
 LLAMA3_RULE = RoleRule(headers=((A, HEADER_END, NEWLINE, NEWLINE),), open_names=(WRITER,))
-IN_NAME = (CLASSES.line_break | CLASSES.special) - {NEWLINE}
-IN_LLAMA3_NAME = (CLASSES.line_break | CLASSES.special) - {HEADER_END}
+IN_NAME = (CLASSES.line_break | CLASSES.special | {END, EOS}) - {NEWLINE}
+IN_LLAMA3_NAME = (CLASSES.line_break | CLASSES.special | {END, EOS}) - {HEADER_END}
 
 
 def only(*tokens: int) -> Constraint:
