@@ -22,8 +22,7 @@ LAST = ("thanks", "bye")
 def _slots(rng: random.Random) -> dict[str, str]:
     setting = draw_setting(rng, GRAMMAR)
     slots = setting.slots | draw_event_slots(rng, GRAMMAR)
-    for key in ("n", "n2", "n3"):
-        slots[key] = draw_name(rng, GRAMMAR, rng.choice(("he", "she")))
+    slots["n"], slots["n2"], slots["n3"] = rng.sample(GRAMMAR.rules["name.he"] + GRAMMAR.rules["name.she"], 3)
     slots["job"] = GRAMMAR.pick(rng, f"{setting.genre}.job")
     slots["trait"] = GRAMMAR.pick(rng, "trait")
     slots["fear"] = GRAMMAR.pick(rng, "fear")
@@ -41,6 +40,8 @@ def chat(rng: random.Random) -> list[Turn]:
         # "Go on" keeps the people of the story before it, everything else is new.
         slots = slots if name == "more" else _slots(rng)
         question, answer = rng.choice(TOPICS[name].questions), rng.choice(TOPICS[name].answers)
+        if "$n" in question:
+            slots["n"] = draw_name(rng, GRAMMAR, rng.choice(("he", "she")))
         asked = GRAMMAR.expand(rng, question, slots)
         turns.append(Turn("user", contracted(asked) if rng.random() < YOUR_CONTRACTIONS else asked))
         turns.append(Turn("assistant", GRAMMAR.expand(rng, answer, slots)))

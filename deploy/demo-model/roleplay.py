@@ -5,17 +5,19 @@ import re
 from dataclasses import dataclass
 
 from grammar import sections
-from stories import cast_slots
+from stories import cast_slots, first_readable
 from turns import GRAMMAR, Turn, instruction, system_prompt
 from world import Person, draw_cast, draw_event_slots, draw_setting
 
 _ACTION = re.compile(r"(\*[^*]+\*)")
 FLAVOURS = ("bare", "quoted", "third", "prose", "speech")
 ENDINGS = ("bye", "thanks")
+# People say one thing and ask another; the answer goes to the last one.
+LEADS = ("hello", "lost", "tired", "sad", "happy", "found", "remark", "thanks", "sorry", "hungry", "afraid", "animal")
+LEAD_INS = 0.2
 # Templates spell words out; people who type do not.
 CONTRACTIONS = {
     "I am ": "I'm ",
-    "I have ": "I've ",
     "I will ": "I'll ",
     "o not ": "on't ",
     "id not ": "idn't ",
@@ -104,7 +106,10 @@ def _say(rng: random.Random, scene: Scene, text: str, slots: dict[str, str], min
 
 def _exchange(rng: random.Random, scene: Scene, topic: Topic, instructed: bool) -> list[Turn]:
     slots = scene.slots | draw_event_slots(rng, GRAMMAR)
-    question = _say(rng, scene, rng.choice(topic.questions), slots, mine=False)
+    asked = rng.choice(topic.questions)
+    if rng.random() < LEAD_INS:
+        asked = f"{rng.choice(TOPICS[rng.choice(LEADS)].questions)} {asked}"
+    question = _say(rng, scene, asked, slots, mine=False)
     answer = rng.choice(topic.answers)
     plot = f"{scene.mine.name} answers {scene.yours.name}."
     if instructed and rng.random() < 0.5:
@@ -133,6 +138,8 @@ def _scene(rng: random.Random) -> tuple[Scene, list[Person]]:
 
 
 def _prompt(rng: random.Random, scene: Scene) -> Turn:
+    if rng.random() < 0.15:
+        return Turn("system", GRAMMAR.expand(rng, GRAMMAR.pick(rng, "task.play"), scene.slots))
     cast = [scene.mine, scene.yours] if rng.random() < 0.7 else [scene.mine]
     plot = GRAMMAR.expand(rng, GRAMMAR.pick(rng, "play.plot"), scene.slots)
     style = GRAMMAR.expand(rng, GRAMMAR.pick(rng, "style.play"), scene.slots)
@@ -149,11 +156,11 @@ def _topics(rng: random.Random) -> list[Topic]:
     return [TOPICS[name] for name in names]
 
 
-def role_play(rng: random.Random) -> list[Turn]:
-    scene, _ = _scene(rng)
+def _role_play(rng: random.Random, prompted: bool) -> tuple[list[Turn], list[Person]]:
+    scene, people = _scene(rng)
     narrated = scene.roles[1] == "text"
     instructed = rng.choice((0.0, 0.0, 0.0, 0.3)) if narrated else 0.0
-    turns = [_prompt(rng, scene)] if rng.random() < 0.9 else []
+    turns = [_prompt(rng, scene)] if prompted else []
     if narrated and rng.random() < 0.35:
         turns.append(_narration(rng, scene, "play.scene"))
     if rng.random() < 0.35:
@@ -163,4 +170,9 @@ def role_play(rng: random.Random) -> list[Turn]:
         turns.extend(_exchange(rng, scene, topic, rng.random() < instructed))
         if narrated and rng.random() < 0.1:
             turns.append(_narration(rng, scene, "play.turn"))
-    return turns
+    return turns, people
+
+
+def role_play(rng: random.Random) -> list[Turn]:
+    prompted = rng.random() < 0.9
+    return first_readable(lambda: _role_play(rng, prompted))

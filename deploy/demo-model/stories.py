@@ -1,15 +1,19 @@
 """Writes stories: an arc of beats, or a chain of single events, as narration and as turns of named speakers."""
 
 import random
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
 
+from dialogue import split
 from grammar import sections
 from turns import GRAMMAR, Turn, instruction, system_prompt
 from world import Person, Setting, draw_cast, draw_event_slots, draw_setting
 
 FILLERS = ("travel", "rest", "chat", "air")
 ROLES = ("a", "b", "c")
+ONE_MESSAGE = 0.5
+"""How often an instruction is answered by one message, whoever speaks in it."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +40,15 @@ class Plan:
     instructed: float
     fillers: float
     merge: float
+
+
+def first_readable(draw: Callable[[], tuple[list[Turn], list[Person]]]) -> list[Turn]:
+    """Draws until all names are common or stand in what a user gave at the beginning."""
+    while True:
+        turns, people = draw()
+        given = " ".join(turn.content for turn in turns[:2] if turn.role in ("system", "user"))
+        if all(person.common or person.name in given for person in people):
+            return turns
 
 
 def _beat(speaker: str, lines: list[str]) -> Beat:
@@ -68,20 +81,6 @@ def cast_slots(setting: Setting, cast: list[Person]) -> dict[str, str]:
     return slots
 
 
-def _names(rng: random.Random, plan: Plan, beat: Beat, content: str, cast: dict[str, Person]) -> tuple[str, ...]:
-    """Who the header names: the speaker, sometimes everybody who is quoted, nobody in pure narration."""
-    if not plan.named:
-        return ()
-    if beat.speaker:
-        return (cast[beat.speaker].name,) if rng.random() < 0.9 else ()
-    present = tuple(person.name for person in cast.values() if person.name in content)
-    if content.startswith('"') and rng.random() < 0.6:
-        return (cast["a"].name,)
-    if '"' in content and len(present) > 1 and rng.random() < 0.25:
-        return present
-    return ()
-
-
 def _event(rng: random.Random, plan: Plan) -> tuple[Beat, dict[str, str]]:
     return rng.choice(EVENTS), plan.slots | draw_event_slots(rng, GRAMMAR)
 
@@ -94,11 +93,17 @@ def _swap(rng: random.Random, cast: dict[str, Person]) -> dict[str, Person]:
 
 def _tell(rng: random.Random, plan: Plan, beat: Beat, slots: dict[str, str], cast: dict[str, Person]) -> list[Turn]:
     content = GRAMMAR.expand(rng, rng.choice(beat.texts), slots)
-    names = _names(rng, plan, beat, content, cast)
-    told = Turn("text", content, names)
+    told = [Turn("text", content)]
+    if plan.named:
+        opening = cast[beat.speaker].name if beat.speaker else None
+        parts = split(content, [person.name for person in cast.values()], opening)
+        told = [Turn("text", text, (speaker,) if speaker else ()) for speaker, text in parts]
     if rng.random() >= plan.instructed or not beat.sums:
-        return [told]
-    return [instruction(rng, content, GRAMMAR.expand(rng, rng.choice(beat.sums), slots), names), told]
+        return told
+    if rng.random() < ONE_MESSAGE:
+        told = [Turn("text", content, tuple(dict.fromkeys(name for turn in told for name in turn.names)))]
+    summed = GRAMMAR.expand(rng, rng.choice(beat.sums), slots)
+    return [instruction(rng, told[0].content, summed, told[0].names), *told]
 
 
 def _filler(rng: random.Random, plan: Plan, cast: dict[str, Person]) -> list[Turn]:
@@ -128,7 +133,7 @@ def _merge(rng: random.Random, turns: list[Turn], chance: float) -> list[Turn]:
 def _plan(rng: random.Random, slots: dict[str, str]) -> Plan:
     return Plan(
         slots=slots,
-        named=rng.random() < 0.8,
+        named=rng.random() < 0.9,
         instructed=rng.choice((0.0, 0.0, 0.3, 0.7, 1.0)),
         fillers=rng.choice((0.0, 0.1, 0.25, 0.5)),
         merge=rng.choice((0.0, 0.4, 0.8)),
@@ -139,8 +144,7 @@ def _style(rng: random.Random, slots: dict[str, str]) -> str:
     return GRAMMAR.expand(rng, GRAMMAR.pick(rng, f"style.{slots['mood']}"), slots)
 
 
-def arc_story(rng: random.Random) -> list[Turn]:
-    """A story with setup, problem, attempts and an end, as the plot in its system prompt says."""
+def _arc_story(rng: random.Random, prompted: bool) -> tuple[list[Turn], list[Person]]:
     setting = draw_setting(rng, GRAMMAR)
     people = draw_cast(rng, GRAMMAR, setting.genre, 3)
     slots = cast_slots(setting, people)
@@ -154,14 +158,13 @@ def arc_story(rng: random.Random) -> list[Turn]:
         if number != last and rng.random() < plan.fillers:
             turns.extend(_filler(rng, plan, cast))
     turns = _merge(rng, turns, plan.merge)
-    if rng.random() < 0.12:
-        return turns
-    plot = GRAMMAR.expand(rng, rng.choice(arc.plots), slots)
-    return [system_prompt(rng, "task.story", plot, _style(rng, slots), people, slots), *turns]
+    if prompted:
+        plot = GRAMMAR.expand(rng, rng.choice(arc.plots), slots)
+        turns.insert(0, system_prompt(rng, "task.story", plot, _style(rng, slots), people, slots))
+    return turns, people
 
 
-def event_story(rng: random.Random) -> list[Turn]:
-    """A chain of events that the instructions ask for, one after the other."""
+def _event_story(rng: random.Random, prompted: bool) -> tuple[list[Turn], list[Person]]:
     setting = draw_setting(rng, GRAMMAR)
     people = draw_cast(rng, GRAMMAR, setting.genre, rng.choice((2, 2, 3)))
     slots = cast_slots(setting, people)
@@ -179,7 +182,19 @@ def event_story(rng: random.Random) -> list[Turn]:
         turns.extend(_tell(rng, plan, Beat("", (sums[-1],), beat.texts), event_slots, pair))
     if rng.random() < 0.5:
         turns.extend(_tell(rng, plan, Beat("", ("The end.",), tuple(GRAMMAR.rules["end"])), slots, cast))
-    if rng.random() < 0.2:
-        return turns
-    plot = " ".join(sums[: rng.randint(1, 3)])
-    return [system_prompt(rng, "task.story", plot, _style(rng, slots), people, slots), *turns]
+    if prompted:
+        plot = " ".join(sums[: rng.randint(1, 3)])
+        turns.insert(0, system_prompt(rng, "task.story", plot, _style(rng, slots), people, slots))
+    return turns, people
+
+
+def arc_story(rng: random.Random) -> list[Turn]:
+    """A story with setup, problem, attempts and an end, as the plot in its system prompt says."""
+    prompted = rng.random() < 0.88
+    return first_readable(lambda: _arc_story(rng, prompted))
+
+
+def event_story(rng: random.Random) -> list[Turn]:
+    """A chain of events that the instructions ask for, one after the other."""
+    prompted = rng.random() < 0.8
+    return first_readable(lambda: _event_story(rng, prompted))

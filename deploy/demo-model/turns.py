@@ -62,5 +62,5 @@ def system_prompt(rng: random.Random, task: str, plot: str, style: str, cast: li
         rng.shuffle(parts)
     intro = GRAMMAR.expand(rng, GRAMMAR.pick(rng, task), slots)
     if rng.random() < 0.12:
-        return Turn("system", plot if rng.random() < 0.5 else f"{intro} {plot}")
+        return Turn("system", plot if rng.random() < 0.3 else f"{intro} {plot}")
     return Turn("system", gap.join([intro, *parts] if rng.random() < 0.95 else parts))

@@ -1,6 +1,7 @@
 """Draws the cast and the setting of one document: who, where, what, in which genre.
 
-Almost half of the names are invented from syllables, so that a model can only get them right by copying.
+A quarter of the names are rare or made up, so that a model can only get them right by copying. Those must stand in the
+prompt; a name that the model has to come up with by itself is always a common one.
 """
 
 import random
@@ -33,8 +34,10 @@ PRONOUNS = {
     "he": {"he": "he", "him": "him", "his": "his"},
     "she": {"he": "she", "him": "her", "his": "her"},
 }
-INVENTED_NAMES = 0.45
-TITLED_NAMES = 0.06
+RARE_NAMES, SYLLABLE_NAMES, LETTER_NAMES = 0.08, 0.08, 0.09
+CONSONANTS, VOWELS = "bcdfghjklmnprstvwxyz", "aeiouy"
+LETTER_PATTERNS = ("cvc", "cvcv", "cvcvc", "vcvc", "cvccv", "cvccvc", "vccv", "cvcvcv", "cvccy")
+TITLED_NAMES = 0.03
 
 
 @dataclass(frozen=True)
@@ -44,6 +47,7 @@ class Person:
     name: str
     gender: str
     facts: dict[str, str]
+    common: bool
 
     def slots(self, key: str) -> dict[str, str]:
         values = self.facts | PRONOUNS[self.gender]
@@ -58,14 +62,30 @@ class Setting:
     slots: dict[str, str]
 
 
-def invented_name(rng: random.Random, grammar: Grammar) -> str:
+def _of_letters(rng: random.Random) -> str:
+    kinds = {"c": CONSONANTS, "v": VOWELS}
+    return "".join(rng.choice(kinds.get(kind, kind)) for kind in rng.choice(LETTER_PATTERNS)).capitalize()
+
+
+def _of_syllables(rng: random.Random, grammar: Grammar) -> str:
     middle = grammar.pick(rng, "syl.first") if rng.random() < 0.25 else ""
     return (grammar.pick(rng, "syl.first") + middle + grammar.pick(rng, "syl.last")).capitalize()
 
 
+def common_name(rng: random.Random, grammar: Grammar, gender: str = "") -> str:
+    return grammar.pick(rng, f"name.{gender or rng.choice(('he', 'she'))}")
+
+
 def draw_name(rng: random.Random, grammar: Grammar, gender: str) -> str:
-    invented = rng.random() < INVENTED_NAMES
-    name = invented_name(rng, grammar) if invented else grammar.pick(rng, f"name.{gender}")
+    share = rng.random()
+    if share < RARE_NAMES:
+        name = grammar.pick(rng, f"rare.{gender}")
+    elif share < RARE_NAMES + SYLLABLE_NAMES:
+        name = _of_syllables(rng, grammar)
+    elif share < RARE_NAMES + SYLLABLE_NAMES + LETTER_NAMES:
+        name = _of_letters(rng)
+    else:
+        name = common_name(rng, grammar, gender)
     if rng.random() < TITLED_NAMES:
         title = grammar.pick(rng, f"title.{gender}")
         name = f"{title} {name}"
@@ -80,14 +100,16 @@ def draw_person(rng: random.Random, grammar: Grammar, genre: str) -> Person:
     facts = {"job": job, "trait": trait, "trait2": trait2}
     facts |= {fact: grammar.pick(rng, fact) for fact in PERSON_LISTS}
     facts["wish"] = facts["wish"].replace("{his|her}", PRONOUNS[gender]["his"])
-    return Person(draw_name(rng, grammar, gender), gender, facts)
+    name = draw_name(rng, grammar, gender)
+    return Person(name, gender, facts, name in grammar.rules[f"name.{gender}"])
 
 
 def draw_cast(rng: random.Random, grammar: Grammar, genre: str, count: int) -> list[Person]:
+    """People whose names begin with different letters, as careful writers choose them."""
     cast: dict[str, Person] = {}
     while len(cast) < count:
         person = draw_person(rng, grammar, genre)
-        cast[person.name] = person
+        cast.setdefault(person.name[0], person)
     return list(cast.values())
 
 
@@ -95,7 +117,7 @@ def draw_event_slots(rng: random.Random, grammar: Grammar) -> dict[str, str]:
     """Things of the moment, drawn anew for every event and every exchange."""
     slots = {name: grammar.pick(rng, name) for name in EVENT_LISTS}
     slots["x"] = f"{slots['adj']} {slots['item']}"
-    slots["nick"] = invented_name(rng, grammar)
+    slots["nick"] = common_name(rng, grammar)
     slots["when"] = grammar.pick(rng, "when")
     return slots
 
