@@ -10,7 +10,7 @@ ENGINE_LOCK := $(shell nvidia-smi >/dev/null 2>&1 && echo requirements/cuda.lock
 ENVIRONMENT = $(if $(API_KEY),SERVING_API_KEY='$(API_KEY)') $(if $(CONFIG),SERVING_CONFIG='$(CONFIG)')
 OPTIONS = $(if $(HOST),--host '$(HOST)') $(if $(PORT),--port '$(PORT)')
 
-.PHONY: help serve test check format clean
+.PHONY: help serve test chaos check format clean
 
 help: ## list the commands
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -20,6 +20,9 @@ serve: .venv/serve.stamp ## start the server (HOST, PORT, API_KEY, CONFIG)
 
 test: .venv/test.stamp ## run all tests, with a real engine on this machine
 	.venv/bin/python -m pytest
+
+chaos: .venv/test.stamp ## kill everything under load, and see whether the books add up
+	.venv/bin/python -m loadtests.ledger_chaos
 
 check: .venv/test.stamp ## ruff, mypy, import-linter
 	.venv/bin/ruff check

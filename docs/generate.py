@@ -16,6 +16,7 @@ from prometheus_client.metrics import MetricWrapperBase
 
 import serving.errors
 from serving import core, telemetry
+from serving.admin.routes import ROUTES
 from serving.app import DIALECTS
 from serving.dialects.base import Dialect
 from serving.errors import ServingError
@@ -114,7 +115,7 @@ def _type(kind: inspect.Type) -> str:
         return "list" + (f" of up to {kind.max_length}" if kind.max_length else "") + f": {items}"
     if isinstance(kind, inspect.DictType):
         return "object" + (f" of up to {kind.max_length} entries" if kind.max_length else "")
-    names = {inspect.BoolType: "boolean", inspect.StructType: "object", inspect.AnyType: ""}
+    names = {inspect.BoolType: "boolean", inspect.StructType: "object", inspect.AnyType: "", inspect.DateType: "date"}
     return names[type(kind)]
 
 
@@ -198,12 +199,32 @@ def errors() -> str:
     return table(("Status", "Code", "Meaning"), rows())
 
 
+def admin_routes() -> str:
+    rows = ([f"`{route.method} {route.path}`", f"`{route.name}`", f"{route.summary}."] for route in ROUTES)
+    return table(("Address under `/admin/v1`", "Command", "What it does"), rows)
+
+
+def admin_fields() -> str:
+    """What may be sent with each address, but for what stands in its path."""
+
+    def rows() -> Iterator[list[str]]:
+        for route in ROUTES:
+            for kind in (route.address, route.body):
+                for field, kind_of, default, meaning in _rows(inspect.type_info(kind), ""):
+                    if f"{{{field.strip('`')}}}" not in route.path:
+                        where = "address" if kind is route.address else "body"
+                        yield [f"`{route.name}`", field, where, kind_of, default, meaning]
+
+    return table(("Command", "Field", "In", "Type", "Default", "Meaning"), rows())
+
+
 # ---- pages -----------------------------------------------------------------------------------------------------------
 
 
 def tables() -> dict[str, str]:
     """Every generated part, by the name in its marker."""
     told = {"settings": settings(), "models": models(), "metrics": metrics(), "errors": errors()}
+    told |= {"admin routes": admin_routes(), "admin fields": admin_fields()}
     for dialect in DIALECTS:
         told[f"{dialect.name} endpoints"] = endpoints(dialect)
         for endpoint in dialect.endpoints:

@@ -208,8 +208,10 @@ def longest_steps_ms(times: int) -> dict[str, float]:
         service = build(_settings(8000, Path(folder)), {"opus-v1-sm": _load})
 
         async def start() -> None:
+            service.backing.start()
             service.engines.start()
             await service.engines.wait_loaded()
+            await service.backing.wait_open()
 
         runner.run(start())
         for name, (path, body) in bodies().items():
@@ -218,6 +220,7 @@ def longest_steps_ms(times: int) -> dict[str, float]:
                 runner.run(call(service.app, path, body))
                 told[name].append(loop.longest_step_s * 1000)
         runner.run(service.engines.shutdown())
+        runner.run(service.backing.close())
     return {name: round(statistics.median(steps), 1) for name, steps in told.items()}
 
 

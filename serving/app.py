@@ -6,7 +6,7 @@ the same wire models that decode and encode.
 
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -18,15 +18,23 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.routing import Route
 
 from serving import __version__, telemetry
-from serving.accounts.keys import DEMO_ACCOUNT, KeyFile, demo_key, load_pepper
+from serving.accounts.admin import Admin
+from serving.accounts.keys import DEMO_ACCOUNT, demo_key, load_pepper
+from serving.accounts.plans import PlanError, load_plans, plan_of
+from serving.admin.mount import mount_admin
 from serving.admission import Admission
+from serving.backing import Backing, ConfiguredKey
+from serving.core import Plan
 from serving.dialects.base import Dialect, Endpoint, Listing, ModelInfo
 from serving.dialects.dreamgen.translate import DreamGen
-from serving.dialects.http import Exchange, Http, error_headers, listing_response
+from serving.dialects.http import Exchange, Http, listing_response
 from serving.dialects.openai.dialect import OpenAI
+from serving.edge.headers import EXPOSED, error_headers
+from serving.engine.base import Engine
 from serving.engine.registry import EngineRegistry, Loader, State, local
 from serving.errors import MethodNotAllowed, NotFound
-from serving.ledger.memory import MemoryLedger
+from serving.ledger.base import Ledger
+from serving.ledger.open import Opened, open_ledger
 from serving.openapi import Description
 from serving.pipeline import Pipeline, ServedModel
 from serving.prompting.prepare import Prompting
@@ -42,41 +50,85 @@ class Service:
     app: FastAPI
     engines: EngineRegistry
     admission: Admission
-    ledger: MemoryLedger
-    keys: KeyFile
+    backing: Backing
     demo_key: str | None
 
 
-def build(settings: Settings, loaders: Mapping[str, Loader] | None = None) -> Service:
-    """The service; `loaders` by model id replace the local engines."""
+def configured_books(settings: Settings) -> AbstractAsyncContextManager[Opened]:
+    """The ledger and the books that the settings name."""
+    times = {"lease_s": settings.lease_s, "extend_s": settings.extend_s}
+    return open_ledger(settings.redis_url, settings.data_dir, **times)
+
+
+def build(
+    settings: Settings,
+    loaders: Mapping[str, Loader] | None = None,
+    *,
+    open_books: Callable[[Settings], AbstractAsyncContextManager[Opened]] = configured_books,
+) -> Service:
+    """The service; `loaders` by model id replace the local engines, `open_books` the store that the settings name."""
     pepper = load_pepper(settings.data_dir, settings.key_pepper)
-    keys = KeyFile(settings.data_dir / "keys.json", pepper)
+    plans = _plans(settings)
     key = None
     if settings.demo_account:
-        key = settings.api_key or demo_key(pepper)
-        keys.add_process_key(key, DEMO_ACCOUNT)
+        key = ConfiguredKey(settings.api_key or demo_key(pepper), DEMO_ACCOUNT, settings.demo_plan)
     models = {model.id: _served(model) for model in settings.models}
-    engines = EngineRegistry(loaders or local_loaders(settings), _tell_engine_up)
     admission = Admission(settings.max_running_choices)
     telemetry.RUNNING.set_function(lambda: admission.running_choices)
-    ledger = MemoryLedger()
+
+    def pipeline(ledger: Ledger) -> Pipeline:
+        return Pipeline(models, engines, ledger, admission)
+
+    backing = Backing(partial(open_books, settings), pipeline, plans, pepper, key)
+    loaders = loaders or local_loaders(settings)
+    engines = EngineRegistry({model: _after(backing, load) for model, load in loaders.items()}, _tell_engine_up)
     http = Http(
-        keys=keys,
+        backend=backing.backend,
         models=model_infos(settings),
-        pipeline=Pipeline(models, engines, ledger, admission),
         max_body_bytes=settings.max_body_bytes,
         keep_alive_s=settings.keep_alive_s,
         write_timeout_s=settings.write_timeout_s,
     )
-    app = FastAPI(title="story-serving", version=__version__, lifespan=lifespan_of(engines))
+    app = FastAPI(title="story-serving", version=__version__, lifespan=lifespan_of(engines, backing))
     mount(app, http)
     mount_errors(app)
-    mount_operations(app, engines, admission)
+    mount_operations(app, engines, admission, backing)
+    if settings.admin_key:
+        mount_admin(app, settings.admin_key, partial(_admin, backing, plans), tuple(models), settings.write_timeout_s)
     if settings.cors_origins:
         app.add_middleware(
-            CORSMiddleware, allow_origins=settings.cors_origins, allow_methods=["*"], allow_headers=["*"]
+            CORSMiddleware,
+            allow_origins=settings.cors_origins,
+            allow_methods=["*"],
+            allow_headers=["*"],
+            expose_headers=EXPOSED,
         )
-    return Service(app, engines, admission, ledger, keys, key)
+    return Service(app, engines, admission, backing, key.text if key else None)
+
+
+def _admin(backing: Backing, plans: Mapping[str, Plan]) -> Admin:
+    backend = backing.backend()
+    return Admin(backend.books, backend.keys, plans)
+
+
+def _plans(settings: Settings) -> Mapping[str, Plan]:
+    try:
+        plans = load_plans(settings.plans)
+        if settings.demo_account:
+            plan_of(plans, settings.demo_plan)
+    except PlanError as error:
+        raise SettingsError(str(error)) from error
+    return plans
+
+
+def _after(backing: Backing, load: Loader) -> Loader:
+    """Engines fork processes: not while the books may start one."""
+
+    async def loaded() -> Engine:
+        await backing.wait_tried()
+        return await load()
+
+    return loaded
 
 
 def _served(model: ModelSettings) -> ServedModel:
@@ -105,16 +157,21 @@ def model_infos(settings: Settings) -> tuple[ModelInfo, ...]:
     return tuple(sorted(infos, key=lambda info: info.id != settings.default_model))
 
 
-def lifespan_of(engines: EngineRegistry) -> Callable[[FastAPI], Any]:
-    """Engines load in the background, so that health is answered meanwhile, and are always shut down."""
+def lifespan_of(engines: EngineRegistry, backing: Backing) -> Callable[[FastAPI], Any]:
+    """Engines load and books open in the background, so that health is answered meanwhile, and are always closed: the
+    books last, since what an engine's end cuts short is settled."""
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        backing.start()
         engines.start()
         try:
             yield
         finally:
-            await engines.shutdown()
+            try:
+                await engines.shutdown()
+            finally:
+                await backing.close()
 
     return lifespan
 
@@ -139,7 +196,7 @@ def _add(
     app: FastAPI,
     prefix: str,
     dialect: Dialect,
-    endpoint: Endpoint[Any] | Listing,
+    endpoint: Endpoint[Any] | Listing[Any],
     methods: tuple[str, ...],
     description: Description,
     handle: Callable[[Request], Awaitable[Response]],
@@ -164,8 +221,8 @@ async def _generate(http: Http, dialect: Dialect, endpoint: Endpoint[Any], reque
     return Exchange(http, dialect, endpoint, request)
 
 
-async def _list(http: Http, dialect: Dialect, listing: Listing, request: Request) -> Response:
-    return listing_response(http, dialect, listing, request)
+async def _list(http: Http, dialect: Dialect, listing: Listing[Any], request: Request) -> Response:
+    return await listing_response(http, dialect, listing, request)
 
 
 def mount_errors(app: FastAPI) -> None:
@@ -192,7 +249,7 @@ def _methods(app: FastAPI, path: str) -> str:
     return ", ".join(sorted({method for route in routes for method in route.methods or ()}))
 
 
-def mount_operations(app: FastAPI, engines: EngineRegistry, admission: Admission) -> None:
+def mount_operations(app: FastAPI, engines: EngineRegistry, admission: Admission, backing: Backing) -> None:
     """Health and metrics: for supervisors and Prometheus, without a key."""
 
     @app.get("/health/live", tags=["operations"])
@@ -202,10 +259,12 @@ def mount_operations(app: FastAPI, engines: EngineRegistry, admission: Admission
 
     @app.get("/health/ready", tags=["operations"], responses={503: {"description": "Loading, draining or dead"}})
     async def ready() -> Response:
-        """All models are loaded, no engine is dead, and the process is not draining."""
+        """All models are loaded, no engine is dead, the books are open, and the process is not draining."""
         states = {model: engines.state(model) for model in engines.models}
-        status = "draining" if admission.draining else "ready" if engines.ready else "not ready"
-        return JSONResponse({"status": status, "models": states}, 200 if status == "ready" else 503)
+        able = engines.ready and backing.state == "open"
+        status = "draining" if admission.draining else "ready" if able else "not ready"
+        told = {"status": status, "models": states, "books": backing.state}
+        return JSONResponse(told, 200 if status == "ready" else 503)
 
     @app.get("/metrics", tags=["operations"], response_class=PlainTextResponse)
     async def metrics() -> Response:

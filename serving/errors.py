@@ -15,13 +15,16 @@
      +- EngineFailed          500  the engine died or broke; nothing the caller sent is wrong
      +- Unsupported           501  understood, and not built (yet)
      +- Overloaded            503  loading, draining or full; `retry_after_s` says when
+     |   +- PlanChanged       503  the account's plan is another one than the caller's: authenticate again, at once
      +- Timeout               504  the engine took too long
 
 `code` is stable and for programs; `message` is for people, says what to do, and never repeats a prompt.
-Each dialect renders all of them in its own shape; only `dialects/http.py` catches them.
+Each dialect, and the admin API, renders all of them in its own shape; only their `http.py` catches them.
 """
 
 from typing import ClassVar
+
+from serving.core import Rate
 
 
 class ServingError(Exception):
@@ -86,8 +89,23 @@ class PayloadTooLarge(ServingError):
 
 
 class RateLimited(ServingError):
+    """`requests` and `tokens` are how the caller's rates stand, where it has them."""
+
     status = 429
     code = "rate_limited"
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        param: str | None = None,
+        retry_after_s: float | None = None,
+        requests: Rate | None = None,
+        tokens: Rate | None = None,
+    ) -> None:
+        super().__init__(message, param=param, retry_after_s=retry_after_s)
+        self.requests = requests
+        self.tokens = tokens
 
 
 class EngineFailed(ServingError):
@@ -103,6 +121,10 @@ class Unsupported(ServingError):
 class Overloaded(ServingError):
     status = 503
     code = "overloaded"
+
+
+class PlanChanged(Overloaded):
+    """The caller was authenticated a moment before its account's plan changed."""
 
 
 class Timeout(ServingError):

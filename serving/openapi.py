@@ -1,6 +1,5 @@
 """The OpenAPI description of the dialects' endpoints, made from the wire models that decode and encode them."""
 
-import re
 from collections.abc import Iterable
 from typing import Any
 
@@ -9,6 +8,7 @@ from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 
 from serving.dialects.base import Dialect, Endpoint, Listing
+from serving.edge.description import parameters
 
 _SECURITY_SCHEME = "bearer"
 
@@ -27,7 +27,7 @@ class Description:
         references, self._schemas = msgspec.json.schema_components(unique, ref_template="#/components/schemas/{name}")
         self._references = dict(zip(unique, references, strict=True))
 
-    def operation(self, dialect: Dialect, endpoint: Endpoint[Any] | Listing) -> dict[str, Any]:
+    def operation(self, dialect: Dialect, endpoint: Endpoint[Any] | Listing[Any]) -> dict[str, Any]:
         """FastAPI's `openapi_extra` for one endpoint."""
         answer = {"schema": self._references[endpoint.answer]}
         error = {"application/json": {"schema": self._references[dialect.error_schema]}}
@@ -37,16 +37,14 @@ class Description:
                 "200": {"description": "The answer", "content": dict.fromkeys(endpoint.whole_media_types, answer)},
                 "default": {"description": "An error, in this dialect's shape", "content": error},
             },
-            "parameters": [
-                {"name": name, "in": "path", "required": True, "schema": {"type": "string"}}
-                for name in re.findall(r"{(\w+)", endpoint.path)
-            ],
         }
         if isinstance(endpoint, Endpoint):
             body = {"application/json": {"schema": self._references[endpoint.wire]}}
             operation["requestBody"] = {"required": True, "content": body}
             # A stream is a sequence of events, which OpenAPI cannot describe further.
             operation["responses"]["200"]["content"] |= {kind: {} for kind in endpoint.stream_media_types}
+        else:
+            operation["parameters"] = list(parameters(endpoint.path, endpoint.query))
         return operation
 
     def complete(self, app: FastAPI) -> dict[str, Any]:

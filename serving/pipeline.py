@@ -9,7 +9,7 @@ after the hold, what was generated is settled, once, also when the caller is gon
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Coroutine, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, replace
 from typing import Any, Protocol, TypeVar
@@ -18,6 +18,7 @@ from serving import telemetry
 from serving.admission import Admission
 from serving.core import (
     Caller,
+    ChatPrompt,
     Delta,
     Event,
     GenerationRequest,
@@ -31,7 +32,7 @@ from serving.core import (
 )
 from serving.engine.base import Engine
 from serving.engine.choices import generate_choices
-from serving.errors import InsufficientCredit, InvalidRequest, UnknownModel
+from serving.errors import InsufficientCredit, InvalidRequest, PromptTooLong, ServingError, UnknownModel
 from serving.ledger.base import Ledger
 from serving.prompting.prepare import Prompting
 from serving.prompting.reader import TextReader
@@ -61,6 +62,14 @@ class ServedModel:
     id: str
     prompting: Prompting
     price: Price
+
+
+@dataclass(frozen=True, slots=True)
+class Granted:
+    """What may be told of a hold. `clamped_to`: the completion tokens of each choice, when credit pays for no more."""
+
+    hold: Hold
+    clamped_to: int | None = None
 
 
 class Meter:
@@ -118,31 +127,53 @@ class Pipeline:
         self._ledger = ledger
         self._admission = admission
 
-    async def generate(self, caller: Caller, request: GenerationRequest) -> AsyncGenerator[Event | Receipt, None]:
+    async def generate(
+        self,
+        caller: Caller,
+        request: GenerationRequest,
+        *,
+        on_hold: Callable[[Granted], None] = lambda granted: None,
+        revoked: asyncio.Future[ServingError] | None = None,
+    ) -> AsyncGenerator[Event | Receipt, None]:
         """The events of all choices, then the Receipt. Closing the generator aborts the engine and settles.
 
-        Raises every ServingError but those of authentication; after the first event only EngineFailed.
+        `on_hold` is called before the first event. `revoked`, when it is done, is why a generation that is closed or
+        cancelled ended; else the caller is gone.
+
+        Raises every ServingError but those of authentication; after the first event only EngineFailed. PlanChanged is
+        raised before anything was done: ask again with the caller as it is now.
         """
         began_s = time.monotonic()
         model = self._model(caller, request.model)
         engine = self._engines.get(model.id)
         request = within_plan(caller.plan, request)
         prepared = await model.prompting.prepare(request, engine.context_tokens)
+        prepared = within_context(caller.plan, request, prepared)
         check_logprobs(prepared)
-        hold = await self._ledger.hold(caller, request.request_id, model.price, worst_case(prepared))
+        hold = await self._hold(caller, request.request_id, model, prepared)
         meter = Meter(model.id, prepared, began_s)
         count_samplers(model.id, prepared)
+        reason = "disconnect"
         try:
-            prepared = within_hold(prepared, hold)
+            share = share_of(prepared, hold)
+            prepared = within_hold(prepared, share)
+            on_hold(Granted(hold, share))
             with self._admission.slot(len(prepared)):
                 async with aclosing(generate_choices(engine, prepared)) as events:
                     readers = [model.prompting.reader(choice) for choice in prepared]
                     async for event in events:
                         meter.add(event)
+                        self._ledger.note(hold, meter.usage)
                         for told in read(event, readers[event.index], prepared[event.index]):
                             yield told
+            reason = "finish"
+        except Exception:
+            reason = "error"
+            raise
         finally:
-            receipt = await uncancelled(self._close(hold, meter))
+            if reason == "disconnect" and revoked is not None and revoked.done():
+                reason = "revoked"
+            receipt = await uncancelled(self._close(hold, meter, reason))
             meter.close(receipt.cost)
         yield receipt
 
@@ -152,12 +183,26 @@ class Pipeline:
             raise UnknownModel("There is no such model for this key.", param="model")
         return model
 
-    async def _close(self, hold: Hold, meter: Meter) -> Receipt:
+    async def _hold(
+        self, caller: Caller, request_id: str, model: ServedModel, prepared: Sequence[PreparedRequest]
+    ) -> Hold:
+        try:
+            hold = await self._ledger.hold(caller, request_id, model.id, model.price, worst_case(prepared))
+        except ServingError as refusal:
+            telemetry.REFUSALS.labels(refusal.code).inc()
+            raise
+        telemetry.HOLDS.inc()
+        return hold
+
+    async def _close(self, hold: Hold, meter: Meter, reason: str) -> Receipt:
         """Charge what was generated, exactly; give the hold back when the engine never took a choice."""
         if meter.started:
-            return await self._ledger.settle(hold, meter.usage)
-        await self._ledger.release(hold)
-        return Receipt(hold.request_id, meter.usage, 0)
+            receipt = await self._ledger.settle(hold, meter.usage, reason)
+        else:
+            await self._ledger.release(hold)
+            reason, receipt = "release", Receipt(hold.request_id, meter.usage, 0)
+        telemetry.SETTLES.labels(reason).inc()
+        return receipt
 
 
 def within_plan(plan: Plan, request: GenerationRequest) -> GenerationRequest:
@@ -166,6 +211,18 @@ def within_plan(plan: Plan, request: GenerationRequest) -> GenerationRequest:
     if limit is None or (asked is not None and asked <= limit):
         return request
     return replace(request, stopping=replace(request.stopping, max_tokens=limit))
+
+
+def within_context(plan: Plan, request: GenerationRequest, prepared: list[PreparedRequest]) -> list[PreparedRequest]:
+    """The choices, each cut so that its prompt and completion fit into the plan's context. Raises PromptTooLong."""
+    limit = plan.max_context_tokens
+    if limit is None:
+        return prepared
+    longest = max(len(choice.token_ids) for choice in prepared)
+    if longest >= limit:
+        message = f"the prompt has {longest} tokens, and the context of this plan is {limit}: shorten it"
+        raise PromptTooLong(message, param="messages" if isinstance(request.prompts[0], ChatPrompt) else "prompt")
+    return [_cut(choice, limit - len(choice.token_ids)) for choice in prepared]
 
 
 def count_samplers(model: str, prepared: Sequence[PreparedRequest]) -> None:
@@ -196,17 +253,26 @@ def worst_case(prepared: Sequence[PreparedRequest]) -> Usage:
     )
 
 
-def within_hold(prepared: list[PreparedRequest], hold: Hold) -> list[PreparedRequest]:
-    """The choices, each cut to its share of the completion tokens that the hold pays for."""
-    share = hold.usage.completion_tokens // len(prepared)
+def share_of(prepared: Sequence[PreparedRequest], hold: Hold) -> int | None:
+    """Each choice's share of the completion tokens that the hold pays for; None when it pays for all of them."""
     if hold.usage.completion_tokens >= worst_case(prepared).completion_tokens:
+        return None
+    return hold.usage.completion_tokens // len(prepared)
+
+
+def within_hold(prepared: list[PreparedRequest], share: int | None) -> list[PreparedRequest]:
+    """The choices, each cut to its share. Raises InsufficientCredit when that is nothing."""
+    if share is None:
         return prepared
     if share < 1:
         raise InsufficientCredit(f"The credit left does not pay for one token of each of {len(prepared)} choices.")
-    return [_cut(choice, min(choice.max_tokens, share)) for choice in prepared]
+    return [_cut(choice, share) for choice in prepared]
 
 
 def _cut(choice: PreparedRequest, max_tokens: int) -> PreparedRequest:
+    """The choice with at most `max_tokens`."""
+    if choice.max_tokens <= max_tokens:
+        return choice
     min_tokens = min(choice.sampling.min_tokens, max_tokens)
     return replace(choice, max_tokens=max_tokens, sampling=replace(choice.sampling, min_tokens=min_tokens))
 

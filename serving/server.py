@@ -99,7 +99,7 @@ async def _run(settings: Settings, service: Service, server: _Uvicorn, listener:
     started = time.monotonic()
     serving = asyncio.create_task(server.serve(sockets=[listener]))
     stopped = asyncio.create_task(stop.wait())
-    failed = asyncio.create_task(service.engines.wait_failed())
+    failed = asyncio.create_task(_wait_failed(service))
     told = asyncio.create_task(_tell_progress(settings, service, started))
     await asyncio.wait({serving, stopped, failed}, return_when=asyncio.FIRST_COMPLETED)
     told.cancel()
@@ -114,6 +114,15 @@ async def _run(settings: Settings, service: Service, server: _Uvicorn, listener:
     await serving
     stopped.cancel()
     return int(lost)
+
+
+async def _wait_failed(service: Service) -> str:
+    """Returns, with the reason, when an engine or the books are lost; never otherwise."""
+    waits = [asyncio.create_task(service.engines.wait_failed()), asyncio.create_task(service.backing.wait_failed())]
+    done, pending = await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+    for wait in pending:
+        wait.cancel()
+    return "; ".join(wait.result() for wait in done)
 
 
 async def _drain(drain_s: float, service: Service, stop_now: asyncio.Event) -> None:
@@ -132,14 +141,15 @@ async def _drain(drain_s: float, service: Service, stop_now: asyncio.Event) -> N
 
 
 async def _tell_progress(settings: Settings, service: Service, started: float) -> None:
-    """A line while the models load, and how to make the first request when they have."""
-    loaded = asyncio.create_task(service.engines.wait_loaded())
+    """A line while the models load, and how to make the first request when they have and the books are open."""
+    loaded = asyncio.ensure_future(asyncio.gather(service.engines.wait_loaded(), service.backing.wait_open()))
     while not loaded.done():
         await asyncio.wait({loaded}, timeout=_PROGRESS_S)
         if not loaded.done():
             loading = [model for model in service.engines.models if service.engines.state(model) == "loading"]
-            print(f"Loading {', '.join(loading)}: {time.monotonic() - started:.0f} s", file=sys.stderr)
-    if service.engines.ready:
+            awaited = f"Loading {', '.join(loading)}" if loading else "Opening the books"
+            print(f"{awaited}: {time.monotonic() - started:.0f} s", file=sys.stderr)
+    if service.engines.ready and service.backing.state == "open":
         # What was loaded stays: a collection that walked through it would hold the event loop for long.
         gc.collect()
         gc.freeze()

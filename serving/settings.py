@@ -58,6 +58,15 @@ class Settings:
     key_pepper: str | None = field(
         default=None, metadata={"doc": "Secret that key hashes are made with; by default a file in the data folder."}
     )
+    redis_url: str | None = field(
+        default=None,
+        metadata={"doc": "Where credits and keys are kept; by default a Redis of our own in the data folder."},
+    )
+    plans: Path | None = field(default=None, metadata={"doc": "A plans.toml instead of the bundled one."})
+    demo_plan: str = field(default="unlimited", metadata={"doc": "Plan of the demo account."})
+    admin_key: str | None = field(default=None, metadata={"doc": "Key of `/admin/v1`, which is off without one."})
+    lease_s: float = field(default=30.0, metadata={"doc": "A hold that nobody noted for so long is settled."})
+    extend_s: float = field(default=5.0, metadata={"doc": "How often the ledger is told how far requests are."})
     cors_origins: tuple[str, ...] = field(
         default=(), metadata={"doc": "Origins that browsers may call from (`*` for any); none by default."}
     )
@@ -140,7 +149,7 @@ def _typed(kind: type, name: str, value: Any, where: str) -> Any:  # noqa: ANN40
     wanted = get_type_hints(kind)[name]
     if wanted == tuple[str, ...] and isinstance(value, list) and all(isinstance(item, str) for item in value):
         return tuple(value)
-    if wanted is Path and isinstance(value, str):
+    if wanted in (Path, Path | None) and isinstance(value, str):
         return Path(value)
     if wanted is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
@@ -156,8 +165,10 @@ def _from_text(name: str, text: str) -> object:
     """The text of a variable as the type of the field `name`."""
     wanted = get_type_hints(Settings)[name]
     try:
-        if wanted in (int, float, Path):
+        if wanted in (int, float):
             return wanted(text)
+        if wanted in (Path, Path | None):
+            return Path(text)
         if wanted is bool:
             return {"1": True, "true": True, "0": False, "false": False}[text.lower()]
     except (ValueError, KeyError):
@@ -179,7 +190,16 @@ def _check(settings: Settings) -> None:
         raise SettingsError("port must be between 1 and 65535.")
     if settings.log_format not in ("text", "json"):
         raise SettingsError("log_format must be `text` or `json`.")
-    for name in ("max_body_bytes", "max_running_choices", "keep_alive_s", "write_timeout_s", "drain_s"):
+    positive = (
+        "max_body_bytes",
+        "max_running_choices",
+        "keep_alive_s",
+        "write_timeout_s",
+        "drain_s",
+        "lease_s",
+        "extend_s",
+    )
+    for name in positive:
         if not 0 < getattr(settings, name) < math.inf:
             raise SettingsError(f"{name} must be greater than 0, and finite.")
     for model in settings.models:

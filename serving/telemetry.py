@@ -44,6 +44,13 @@ TOKENS = Counter(
     "serving_tokens", "Tokens charged; kind is prompt (cached ones too), cached or completion", ["model", "kind"]
 )
 MICROCREDITS = Counter("serving_charged_microcredits", "What callers were charged", ["model"])
+HOLDS = Counter("serving_holds", "Requests whose worst case the ledger reserved")
+REFUSALS = Counter("serving_hold_refusals", "Requests that the ledger refused, by error code", ["code"])
+SETTLES = Counter(
+    "serving_settles",
+    "Holds resolved; reason is finish, disconnect, error or revoked, and release when nothing was generated",
+    ["reason"],
+)
 FIRST_TOKEN = Histogram(
     "serving_time_to_first_token_seconds",
     "From a request's acceptance to the first event of the engine",

@@ -6,18 +6,24 @@ from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import httpx
 import uvicorn
 
+from serving.accounts.keys import Keyring
 from serving.app import Service, build
 from serving.core import Event, PreparedRequest, Price
 from serving.engine.base import Engine
 from serving.engine.scripted import ScriptedEngine
+from serving.ledger.base import Key
+from serving.ledger.memory import MemoryLedger
+from serving.ledger.open import Opened
 from serving.prompting.prepare import Prompting
 from serving.settings import DEMO_MODEL_DIR, ModelSettings, Settings
 
 LLAMA3 = Path(__file__).parent / "fixtures/llama3-tiny"
+PLANS = Path(__file__).parent / "fixtures/plans.toml"
 KEY = "sk-story-of-the-tests"
 PRICE = Price(input_per_1k=1000, cached_per_1k=500, output_per_1k=2000)
 SM, XL = "opus-v1-sm", "dream/opus-v1-xl"
@@ -70,12 +76,16 @@ class Stage:
 
 
 class Running:
-    """A service that runs. `client` calls it in process, with a key that may do everything."""
+    """A service that runs. `client` calls it in process, with a key that may do everything. `ledger` has its books."""
 
-    def __init__(self, service: Service, client: httpx.AsyncClient, stages: dict[str, Stage]) -> None:
+    def __init__(
+        self, service: Service, client: httpx.AsyncClient, stages: dict[str, Stage], ledger: MemoryLedger
+    ) -> None:
         self.service = service
         self.client = client
         self.stages = stages
+        self.ledger = ledger
+        self._used_before = 0
         self.prompting: dict[str, Prompting] = {}
 
     def play(self, model: str = SM, **kwargs: Any) -> ScriptedEngine:  # noqa: ANN401  # those of the engine
@@ -85,18 +95,28 @@ class Running:
         engine = ScriptedEngine(**{**known, **kwargs})
         self.stages[model].engine = engine
         self.stages[model].door = None
-        self.service.ledger.balances.clear()
+        self._used_before += self.used
         return engine
 
     @property
     def used(self) -> int:
         """Microcredits charged since `play`, to all accounts."""
-        return sum(balance.used for balance in self.service.ledger.balances.values())
+        return sum(account.row.used for account in self.ledger._accounts.values()) - self._used_before
 
     @property
     def open_holds(self) -> int:
         """Holds neither settled nor released."""
-        return len(self.service.ledger._open)
+        return len(self.ledger._open)
+
+    @property
+    def keys(self) -> Keyring:
+        return self.service.backing.backend().keys
+
+    async def key_of(self, plan: str, **limits: Any) -> tuple[str, Key]:  # noqa: ANN401  # those of a key
+        """A key of a new account with a plan of `fixtures/plans.toml`: its text, and its record."""
+        account = f"{plan}-{uuid4().hex[:8]}"
+        await self.ledger.open_account(account, plan)
+        return await self.keys.create("a key of the tests", account, **limits)
 
 
 def settings(data_dir: Path, **values: Any) -> Settings:  # noqa: ANN401  # its own
@@ -104,7 +124,7 @@ def settings(data_dir: Path, **values: Any) -> Settings:  # noqa: ANN401  # its 
         ModelSettings(SM, str(DEMO_MODEL_DIR), "chatml-text", price=PRICE),
         ModelSettings(XL, str(LLAMA3), "llama3-writer", price=PRICE),
     )
-    return Settings(**{"data_dir": data_dir, "api_key": KEY, "models": models, **values})
+    return Settings(**{"data_dir": data_dir, "api_key": KEY, "models": models, "plans": PLANS, **values})
 
 
 def client_of(service: Service) -> httpx.AsyncClient:
@@ -128,10 +148,18 @@ async def running(data_dir: Path, **values: Any) -> AsyncIterator[Running]:  # n
 
         return load
 
-    service = build(configured, {model: loader(stage) for model, stage in stages.items()})
+    ledger = MemoryLedger()
+
+    @asynccontextmanager
+    async def open_books(_: Settings) -> AsyncIterator[Opened]:
+        yield Opened(ledger, ledger, None)
+
+    loaders = {model: loader(stage) for model, stage in stages.items()}
+    service = build(configured, loaders, open_books=open_books)
     async with service.app.router.lifespan_context(service.app), client_of(service) as client:
         await service.engines.wait_loaded()
-        run = Running(service, client, stages)
+        await service.backing.wait_open()
+        run = Running(service, client, stages, ledger)
         for model in configured.models:
             run.prompting[model.id] = Prompting.load(model.path, None, model.template)
             run.play(model.id)

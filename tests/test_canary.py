@@ -14,9 +14,11 @@ from serving.engine.scripted import Chunk
 from serving.errors import EngineFailed
 from tests.dialects.adapters import ADAPTERS
 from tests.dialects.test_connections import Gate, connection, request_bytes
-from tests.service import SM, Running, listening, running, until
+from tests.service import KEY, SM, Running, bearer, listening, running, until
 
 CANARY = "canary7f3a"
+"""Stands in prompts. What else must never be written are the texts of keys."""
+
 NATIVE, CHAT, TEXT = "/api/v1/model/completion", "/v1/chat/completions", "/v1/completions"
 SAID = [{"role": "user", "name": CANARY, "content": CANARY}]
 
@@ -84,19 +86,23 @@ def told_in_errors(response: httpx.Response) -> bool:
     return any(CANARY in error for error in errors)
 
 
-async def assert_nowhere(run: Running, logs: pytest.LogCaptureFixture, tmp_path: Path) -> None:
-    assert CANARY not in (await run.client.get("/metrics")).text
-    assert_not_written(logs, tmp_path)
+async def assert_nowhere(
+    run: Running, logs: pytest.LogCaptureFixture, tmp_path: Path, secrets: tuple[str, ...] = (CANARY, KEY)
+) -> None:
+    metrics = (await run.client.get("/metrics")).text
+    assert not [secret for secret in secrets if secret in metrics]
+    assert_not_written(logs, tmp_path, secrets)
 
 
-def assert_not_written(logs: pytest.LogCaptureFixture, tmp_path: Path) -> None:
+def assert_not_written(
+    logs: pytest.LogCaptureFixture, tmp_path: Path, secrets: tuple[str, ...] = (CANARY, KEY)
+) -> None:
     for record in logs.records:
-        said = logging.Formatter().format(record)
-        assert CANARY not in said, record.name
-        assert CANARY not in repr(record.__dict__), record.name
-    files = [path for path in tmp_path.rglob("*") if path.is_file()]
+        said = logging.Formatter().format(record) + repr(record.__dict__)
+        assert not [secret for secret in secrets if secret in said], record.name
+    files = [path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()]
     assert files
-    assert not [path for path in files if CANARY.encode() in path.read_bytes()]
+    assert not [secret for secret in secrets if any(secret.encode() in content for content in files)]
 
 
 async def test_requests_that_pass_and_that_fail(run: Running, logs: pytest.LogCaptureFixture, tmp_path: Path) -> None:
@@ -130,6 +136,23 @@ async def test_an_engine_that_fails(
         response = await run.client.post(path, json=body)
         assert not told_in_errors(response), response.text
     await assert_nowhere(run, logs, tmp_path)
+
+
+@pytest.mark.parametrize("plan", ["broke", "poor", "slow", "single", "short", "closed"])
+async def test_callers_with_limits(run: Running, logs: pytest.LogCaptureFixture, tmp_path: Path, plan: str) -> None:
+    key, record = await run.key_of(plan)
+    statuses = set()
+    for path, body in requests():
+        response = await run.client.post(path, json=body, headers=bearer(key))
+        statuses.add(response.status_code)
+        assert not told_in_errors(response), response.text
+    listed = [await run.client.get(path, headers=bearer(key)) for path in ("/api/v1/key", "/v1/billing/usage")]
+    await run.keys.revoke(record.account, record.id)
+    response = await run.client.post(CHAT, json={"messages": SAID}, headers=bearer(key))
+    assert response.status_code == 401
+    assert key not in "".join(answer.text for answer in [*listed, response])
+    assert statuses & {402, 403, 429} or plan in ("single", "short")
+    await assert_nowhere(run, logs, tmp_path, (CANARY, key))
 
 
 @pytest.mark.parametrize("name", ADAPTERS)

@@ -39,7 +39,7 @@ def references(part: object) -> set[str]:
 def test_every_endpoint_is_described(document: dict[str, Any]) -> None:
     for dialect in DIALECTS:
         for prefix in dialect.prefixes:
-            described: list[Endpoint[Any] | Listing] = [*dialect.endpoints, *dialect.listings]
+            described: list[Endpoint[Any] | Listing[Any]] = [*dialect.endpoints, *dialect.listings]
             for endpoint in described:
                 path = (prefix + endpoint.path).replace(":path", "")
                 methods = {"post"} if isinstance(endpoint, Endpoint) else {m.lower() for m in endpoint.methods}
@@ -80,3 +80,15 @@ def test_media_types_are_those_of_the_answers(document: dict[str, Any]) -> None:
             operation = document["paths"][dialect.prefixes[0] + endpoint.path]["post"]
             told = set(operation["responses"]["200"]["content"])
             assert told == {*endpoint.whole_media_types, *endpoint.stream_media_types}
+
+
+def test_values_in_an_address_are_told(document: dict[str, Any]) -> None:
+    def told(path: str) -> dict[str, tuple[str, bool]]:
+        parameters = document["paths"][path]["get"].get("parameters", [])
+        return {parameter["name"]: (parameter["in"], parameter["required"]) for parameter in parameters}
+
+    assert told("/v1/models") == {}
+    assert told("/v1/models/{model}") == {"model": ("path", True)}
+    assert told("/v1/billing/usage") == {"start_date": ("query", False), "end_date": ("query", False)}
+    (start, _) = document["paths"]["/v1/billing/usage"]["get"]["parameters"]
+    assert (start["schema"]["type"], start["schema"]["format"]) == ("string", "date")

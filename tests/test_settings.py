@@ -30,6 +30,12 @@ def test_a_whole_file(tmp_path: Path) -> None:
         demo_account = false
         data_dir = "/var/lib/serving"
         key_pepper = "p"
+        redis_url = "redis://a"
+        plans = "/etc/plans.toml"
+        demo_plan = "free"
+        admin_key = "a"
+        lease_s = 9
+        extend_s = 3
         cors_origins = ["https://a", "https://b"]
         default_model = "n"
         max_body_bytes = 10
@@ -47,7 +53,7 @@ def test_a_whole_file(tmp_path: Path) -> None:
     assert {name for name, value in values.items() if value == getattr(Settings(), name)} == set()
     assert found.cors_origins == ("https://a", "https://b")
     assert type(found.keep_alive_s) is float
-    assert found.data_dir == Path("/var/lib/serving")
+    assert (found.data_dir, found.plans) == (Path("/var/lib/serving"), Path("/etc/plans.toml"))
     assert found.models[1].price == Price(3, 1, 4)
     assert found.models[1].engine == {"max_num_seqs": 8}
     assert (found.models[0].revision, found.models[1].revision) == (None, "abc")
@@ -66,12 +72,14 @@ def test_every_kind_of_variable() -> None:
             "SERVING_DEMO_ACCOUNT": "False",
             "SERVING_KEEP_ALIVE_S": "0.5",
             "SERVING_DATA_DIR": "/x",
+            "SERVING_PLANS": "/y",
             "SERVING_CORS_ORIGINS": "https://a, https://b,",
             "SERVING_API_KEY": "k",
         }
     )
     assert (found.demo_account, found.keep_alive_s, found.data_dir, found.api_key) == (False, 0.5, Path("/x"), "k")
     assert found.cors_origins == ("https://a", "https://b")
+    assert found.plans == Path("/y")
 
 
 def test_the_override_config_is_over_the_variable(tmp_path: Path) -> None:

@@ -4,8 +4,9 @@ It holds no HTTP and no wire format. `Answer` is the fold of a generation's even
 dialect is made from it, so a stream and a whole answer cannot disagree.
 """
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field, replace
+from datetime import UTC, date, datetime
 from typing import Any, Generic, Protocol, TypeVar
 
 import msgspec
@@ -23,13 +24,14 @@ from serving.core import (
     TokenLogprob,
     Usage,
 )
-from serving.errors import ServingError, UnknownModel
+from serving.errors import ServingError, Unauthenticated, UnknownModel
+from serving.ledger.base import Account, Books, DayUsage, Key
 from serving.prompting.roles import split_model
 
 
 @dataclass(frozen=True, slots=True)
 class ModelInfo:
-    """What a dialect may know of a served model. `created` is a Unix time in seconds."""
+    """What a dialect may know of a served model. `created` is a Unix time in seconds, `price` what its caller pays."""
 
     id: str
     created: int
@@ -44,7 +46,8 @@ class Catalog:
 
     @classmethod
     def of(cls, models: tuple[ModelInfo, ...], caller: Caller) -> "Catalog":
-        return cls(tuple(model for model in models if caller.may_use(model.id)))
+        percent = caller.plan.price_percent
+        return cls(tuple(replace(model, price=model.price.at(percent)) for model in models if caller.may_use(model.id)))
 
     def resolve(self, name: str | None, *, param: str = "model") -> tuple[ModelInfo, str | None]:
         """The model that `name` means, and the suffix behind its id. Missing or empty means the default model.
@@ -70,6 +73,42 @@ class Context:
     request_id: str
     now: int
     catalog: Catalog
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """Who asks a listing, and what may be told: read from the books when a listing asks for it. All days are UTC."""
+
+    caller: Caller
+    catalog: Catalog
+    books: Books
+    now: datetime
+
+    @classmethod
+    def of(cls, caller: Caller, models: tuple[ModelInfo, ...], books: Books) -> "Standing":
+        return cls(caller, Catalog.of(models, caller), books, datetime.now(UTC))
+
+    @property
+    def today(self) -> date:
+        return self.now.date()
+
+    async def account(self) -> Account:
+        """The account as it stands, this month's grant made. Raises Unauthenticated when it is gone."""
+        account = await self.books.account(self.caller.account, self.caller.plan)
+        if account is None:
+            raise Unauthenticated("The account of this API key does not exist.")
+        return account
+
+    async def key(self) -> Key:
+        """The key that asks. Raises Unauthenticated when it is gone."""
+        for key in await self.books.keys(self.caller.account):
+            if key.id == self.caller.key_id:
+                return key
+        raise Unauthenticated("This API key does not exist any more.")
+
+    async def usage(self, start: date, end: date) -> list[DayUsage]:
+        """What the account used from `start` until before `end`, by day, key and model."""
+        return await self.books.usage(self.caller.account, start.isoformat(), end.isoformat())
 
 
 @dataclass(slots=True)
@@ -158,15 +197,16 @@ class Endpoint(Generic[W]):
 
 
 @dataclass(frozen=True)
-class Listing:
-    """One endpoint that reads what is configured: no body, no generation. `answer` is its schema."""
+class Listing(Generic[W]):
+    """One endpoint that reads: no body, no generation. `query`: the values in its address; `answer`: its schema."""
 
     name: str
     path: str
     summary: str
     methods: tuple[str, ...]
+    query: type[W]
     answer: type[msgspec.Struct]
-    tell: Callable[[Catalog, Mapping[str, Any]], bytes]
+    tell: Callable[[W, Standing], Awaitable[bytes]]
     whole_media_types: tuple[str, ...] = ("application/json",)
 
 
@@ -183,7 +223,7 @@ class Dialect(Protocol):
     def endpoints(self) -> tuple[Endpoint[Any], ...]: ...
 
     @property
-    def listings(self) -> tuple[Listing, ...]: ...
+    def listings(self) -> tuple[Listing[Any], ...]: ...
 
     @property
     def error_schema(self) -> type[msgspec.Struct]: ...

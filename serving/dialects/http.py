@@ -9,9 +9,8 @@ generation. It knows no dialect's wire format.
 
 import asyncio
 import logging
-import math
 import time
-import traceback
+from collections.abc import Callable
 from contextlib import aclosing
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -22,12 +21,15 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from serving import telemetry
-from serving.accounts.keys import KeyFile
+from serving.accounts.keys import Keyring
 from serving.core import Caller, Receipt
-from serving.dialects.base import Answer, Catalog, Context, Dialect, Endpoint, Listing, ModelInfo, Teller
-from serving.dialects.body import ClientGone, decode, read_body
-from serving.errors import EngineFailed, Overloaded, PayloadTooLarge, ServingError, Unauthenticated
-from serving.pipeline import Pipeline
+from serving.dialects.base import Answer, Catalog, Context, Dialect, Endpoint, Listing, ModelInfo, Standing, Teller
+from serving.edge.body import ClientGone, decode, decode_query, read_body
+from serving.edge.headers import REQUEST_ID, error_headers, granted_headers
+from serving.edge.mistakes import our_mistake
+from serving.errors import Overloaded, PlanChanged, ServingError
+from serving.ledger.base import Books
+from serving.pipeline import Granted, Pipeline
 
 log = logging.getLogger(__name__)
 
@@ -38,18 +40,29 @@ _LARGE_BYTES = 65_536
 
 
 @dataclass(frozen=True)
-class Http:
-    """What the endpoint body needs of the application. Times are in seconds."""
+class Backend:
+    """What requests need of the books, while they are open."""
 
-    keys: KeyFile
-    models: tuple[ModelInfo, ...]
+    keys: Keyring
+    books: Books
     pipeline: Pipeline
+
+
+@dataclass(frozen=True)
+class Http:
+    """What the endpoint body needs of the application. Times are in seconds. `backend` raises Overloaded until the
+    books are open."""
+
+    backend: Callable[[], Backend]
+    models: tuple[ModelInfo, ...]
     max_body_bytes: int
     keep_alive_s: float
     write_timeout_s: float
 
-    def authenticate(self, request: Request) -> Caller:
-        return self.keys.authenticate(request.headers.get("authorization"))
+    async def authenticate(self, request: Request) -> tuple[Backend, Caller]:
+        """What answers, and who asks. Raises Overloaded, and as `Keyring` does."""
+        backend = self.backend()
+        return backend, await backend.keys.authenticate(request.headers.get("authorization"))
 
 
 @dataclass
@@ -109,11 +122,12 @@ class Exchange(Response):
         self._model = "unknown"
         self._code: str | None = None
         self._caller: Caller | None = None
+        self._granted: Granted | None = None
         self._receipt: Receipt | None = None
         self._began_s = time.monotonic()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        reply = Reply(send, {"x-request-id": self._id})
+        reply = Reply(send, {REQUEST_ID: self._id})
         try:
             await self._exchange(reply, receive)
         finally:
@@ -143,9 +157,12 @@ class Exchange(Response):
     async def _guarded(self, reply: Reply, receive: Receive) -> None:
         """Every error but ClientGone ends here, as the client is told it."""
         try:
-            self._caller = caller = self._http.authenticate(self._request)
+            backend, caller = await self._http.authenticate(self._request)
+            self._caller = caller
             body = await read_body(self._request.headers, receive, self._http.max_body_bytes)
-            await self._answer_while_connected(caller, body, reply, receive)
+            with backend.keys.watch(caller) as revoked:
+                answer = asyncio.create_task(self._answer(backend, caller, body, reply, revoked))
+                await self._watched(answer, revoked, reply, receive)
         except ClientGone:
             raise
         except ServingError as error:
@@ -156,16 +173,21 @@ class Exchange(Response):
         except Exception as error:  # noqa: BLE001  # the last resort: whoever asked is told, and so is the log
             await self._fail(our_mistake(error, self._id), reply)
 
-    async def _answer_while_connected(self, caller: Caller, body: bytes, reply: Reply, receive: Receive) -> None:
-        """Run the answer as a task beside the connection, which is watched, and kept alive through long silences."""
-        answer = asyncio.create_task(self._answer(caller, body, reply))
+    async def _watched(
+        self, answer: asyncio.Task[None], revoked: asyncio.Future[ServingError], reply: Reply, receive: Receive
+    ) -> None:
+        """Wait for the answer beside the connection and the key, which both are watched, and keep a silent stream
+        alive. Raises ClientGone, or what became of the key."""
         gone = asyncio.create_task(_until_disconnected(receive))
+        awaited: set[asyncio.Future[Any]] = {answer, gone, revoked}
         try:
             while not answer.done():
                 silence = self._http.keep_alive_s
-                await asyncio.wait({answer, gone}, timeout=silence, return_when=asyncio.FIRST_COMPLETED)
+                await asyncio.wait(awaited, timeout=silence, return_when=asyncio.FIRST_COMPLETED)
                 if (gone.done() and not answer.done()) or reply.stalled_s() > self._http.write_timeout_s:
                     raise ClientGone
+                if revoked.done() and not answer.done():
+                    raise revoked.result()
                 if not answer.done() and self._teller and self._teller.streamed and reply.silent_s() >= silence:
                     await reply.write_unwatched(self._teller.keep_alive(), self._http.write_timeout_s, more=True)
             await answer
@@ -178,16 +200,40 @@ class Exchange(Response):
                 if not answer.cancelled():
                     answer.exception()
 
-    async def _answer(self, caller: Caller, body: bytes, reply: Reply) -> None:
-        """Body to answer, sent as it comes or whole."""
+    async def _answer(
+        self, backend: Backend, caller: Caller, body: bytes, reply: Reply, revoked: asyncio.Future[ServingError]
+    ) -> None:
+        """Body to answer; again when the account's plan changed since its key was read."""
         request = decode(self._endpoint.wire, body)
+        try:
+            await self._generate(backend.pipeline, caller, request, reply, revoked)
+        except PlanChanged:
+            if self._granted is not None:
+                raise
+            caller = await backend.keys.fresh(caller)
+            await self._generate(backend.pipeline, caller, request, reply, revoked)
+
+    async def _generate(
+        self,
+        pipeline: Pipeline,
+        caller: Caller,
+        request: Any,  # noqa: ANN401  # the endpoint's wire model
+        reply: Reply,
+        revoked: asyncio.Future[ServingError],
+    ) -> None:
+        """Wire model to answer, sent as it comes or whole."""
         context = Context(self._id, int(time.time()), Catalog.of(self._http.models, caller))
         core_request = self._endpoint.to_core(request, context)
         self._model = core_request.model
         self._teller = teller = self._endpoint.teller(request, core_request, context)
         reply.headers |= {"content-type": teller.media_type} | (_STREAM_HEADERS if teller.streamed else {})
         answer = Answer()
-        async with aclosing(self._http.pipeline.generate(caller, core_request)) as events:
+
+        def on_hold(granted: Granted) -> None:
+            self._granted = granted
+            reply.headers.update(granted_headers(granted))
+
+        async with aclosing(pipeline.generate(caller, core_request, on_hold=on_hold, revoked=revoked)) as events:
             if teller.streamed:
                 async for event in events:
                     if part := teller.tell(event):
@@ -214,38 +260,19 @@ class Exchange(Response):
         await reply.write_unwatched(body, timeout_s, status=status)
 
 
-def our_mistake(error: Exception, request_id: str) -> EngineFailed:
-    """What is told of an error nobody foresaw. The log has its kind and place, without its own words: a library may
-    have put a prompt into them."""
-    where = "".join(traceback.format_tb(error.__traceback__))
-    log.error("request %s failed: %s\n%s", request_id, type(error).__name__, where)
-    return EngineFailed("The server made a mistake. Try again.")
-
-
-def error_headers(error: ServingError) -> dict[str, str]:
-    """Response headers of an error before the first byte; its body is JSON in every dialect."""
-    headers = {"content-type": "application/json"}
-    if error.retry_after_s is not None:
-        headers["retry-after"] = str(math.ceil(error.retry_after_s))
-    if isinstance(error, Unauthenticated):
-        headers["www-authenticate"] = "Bearer"
-    if isinstance(error, PayloadTooLarge):
-        # The rest of the body is still coming: do not wait for it.
-        headers["connection"] = "close"
-    return headers
-
-
 async def _until_disconnected(receive: Receive) -> None:
     while (await receive())["type"] != "http.disconnect":
         pass
 
 
-def listing_response(http: Http, dialect: Dialect, listing: Listing, request: Request) -> Response:
+async def listing_response(http: Http, dialect: Dialect, listing: Listing[Any], request: Request) -> Response:
     """Answer a listing: the same authentication and error shape as a generation."""
     try:
-        catalog = Catalog.of(http.models, http.authenticate(request))
-        return Response(listing.tell(catalog, request.path_params), media_type="application/json")
+        backend, caller = await http.authenticate(request)
+        query = decode_query(listing.query, {**request.query_params, **request.path_params})
+        told = await listing.tell(query, Standing.of(caller, http.models, backend.books))
+        return Response(told, media_type=listing.whole_media_types[0])
     except Exception as error:  # noqa: BLE001  # as for a generation
-        told = error if isinstance(error, ServingError) else our_mistake(error, listing.name)
-        status, body = dialect.render_error(told)
-        return Response(body, status, error_headers(told))
+        reason = error if isinstance(error, ServingError) else our_mistake(error, listing.name)
+        status, body = dialect.render_error(reason)
+        return Response(body, status, error_headers(reason))

@@ -2,7 +2,8 @@
 
 `golden/*.json` hold them. `python -m tests.dialects.golden` writes what the code answers now into the files; read the
 difference before it is committed. What changes from run to run (ids, times) or with the demo model's tokenizer (prompt
-tokens, as `P`) is replaced; tokens are spelled.
+tokens, as `P`) is replaced; tokens are spelled. A request with a `plan` is sent with a key of a new account that has
+it, `times` over, and the last answer is told with what its headers say of credit and rates.
 """
 
 import asyncio
@@ -18,12 +19,16 @@ from typing import Any
 import httpx
 
 from serving.core import JsonFormat, LogitsRules, PreparedRequest, Sampling
+from serving.edge.headers import EXPOSED, REQUEST_ID, RETRY_AFTER
 from serving.engine.scripted import Chunk, ScriptedEngine
 from serving.prompting.prepare import Prompting
-from tests.service import SM, XL, Running, running
+from tests.service import KEY, SM, XL, Running, bearer, running
 
 FOLDER = Path(__file__).parent / "golden"
 _NOT_TOLD = {"request_id", "index", "token_ids", "sampling", "rules"}
+_TOLD_HEADERS = [name for name in EXPOSED if name != REQUEST_ID]
+_VARYING_HEADERS = dict.fromkeys([RETRY_AFTER, *(name for name in EXPOSED if "reset" in name)], "SECONDS")
+_VARYING_HEADERS["x-ratelimit-remaining-tokens"] = "LESS P"
 _DEFAULTS = {field.name: field.default for field in dataclasses.fields(PreparedRequest)}
 
 
@@ -41,11 +46,19 @@ async def play(run: Running, case: dict[str, Any]) -> dict[str, Any]:
     engines = {model: _engine(run, model, case.get("says", [])) for model in (SM, XL)}
     request = case["request"]
     body = json.dumps(request["body"]).encode() if "body" in request else None
-    response = await run.client.request(request.get("method", "POST"), request["path"], content=body)
+    key = (await run.key_of(request["plan"]))[0] if "plan" in request else KEY
+    for _ in range(request.get("times", 1)):
+        for engine in engines.values():
+            engine.asked.clear()
+        response = await run.client.request(
+            request.get("method", "POST"), request["path"], content=body, headers=bearer(key)
+        )
     asked = [(model, choice) for model, engine in engines.items() for choice in engine.asked]
     prompt_tokens = sum(len(choice.token_ids) for _, choice in asked if choice.first_of_prompt)
     told: dict[str, Any] = {"status": response.status_code, "media": response.headers["content-type"]}
     told |= normal(read(response), prompt_tokens)
+    if headers := {name: response.headers[name] for name in _TOLD_HEADERS if name in response.headers}:
+        told["headers"] = headers | {name: word for name, word in _VARYING_HEADERS.items() if name in headers}
     if asked:
         told["asked"] = [describe(choice, run.prompting[model]) for model, choice in asked]
     return told
@@ -90,7 +103,11 @@ def normal(value: Any, prompt_tokens: int) -> Any:  # noqa: ANN401  # JSON in, J
         return value
     told = {key: normal(item, prompt_tokens) for key, item in value.items()}
     for key, item in told.items():
-        if key == "id" and isinstance(item, str):
+        if key == "message" and isinstance(item, str):
+            told[key] = re.sub(r"in [0-9.]+ s", "in SECONDS", re.sub(r"\d+ microcredits", "P+ microcredits", item))
+        elif key == "resetsAt" and item:
+            told[key] = "NEXT MONTH"
+        elif key == "id" and isinstance(item, str):
             told[key] = re.sub(r"^(chatcmpl|cmpl)-[0-9a-f]{32}$", r"\1-ID", item)
         elif key == "created" and abs(item - time.time()) < 600:
             told[key] = "NOW"

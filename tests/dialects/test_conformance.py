@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from serving.core import PreparedRequest, Usage
-from serving.dialects.http import error_headers
+from serving.edge.headers import error_headers
 from serving.engine.scripted import Chunk
 from serving.errors import ServingError
 from tests.dialects.adapters import Adapter

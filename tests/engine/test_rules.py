@@ -204,7 +204,7 @@ BEYOND = VOCAB_SIZE + 5
 @pytest.mark.parametrize(
     "rules",
     [
-        LogitsRules(Markers(BEYOND, BEYOND, BEYOND), Dry(), RoleRule(forbid_end=True)),
+        LogitsRules(Markers(BEYOND, BEYOND + 1, BEYOND + 2), Dry(), RoleRule(forbid_end=True)),
         LogitsRules(MARKERS, roles=RoleRule(headers=((BEYOND, 7),))),
         LogitsRules(MARKERS, roles=RoleRule(headers=((7, BEYOND), (7, 2**31 - 1)))),
         LogitsRules(MARKERS, roles=RoleRule(open_names=((BEYOND,),), minimum_content=2**31 - 1)),

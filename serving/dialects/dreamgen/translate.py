@@ -5,6 +5,7 @@ ends with EOS, a stop sequence (included) or a limit. Source: DreamGen's API pag
 """
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import msgspec
 
@@ -25,6 +26,7 @@ from serving.core import (
 )
 from serving.dialects.base import Answer, Context, Endpoint, Listing
 from serving.dialects.dreamgen import wire
+from serving.dialects.dreamgen.key import MICROCREDITS_PER_CREDIT, tell_key
 from serving.dialects.dry import read_dry
 from serving.dialects.fields import given
 from serving.dialects.lines import encode
@@ -32,7 +34,6 @@ from serving.errors import InvalidRequest, ServingError
 from serving.prompting.roles import generated_headers
 
 LINES = "application/x-ndjson"
-_MICROCREDITS_PER_CREDIT = 1_000_000
 
 _FIELDS = {
     "prompt": "input",
@@ -136,7 +137,7 @@ class LineTeller:
         return self._line(choice.text, answer.usage, answer.cost, choice.finish_reason or "stop")
 
     def _line(self, output: str, usage: Usage, cost: int, reason: FinishReason | None = None) -> bytes:
-        told = wire.CompletionUsage(usage.prompt_tokens, usage.completion_tokens, cost / _MICROCREDITS_PER_CREDIT)
+        told = wire.CompletionUsage(usage.prompt_tokens, usage.completion_tokens, cost / MICROCREDITS_PER_CREDIT)
         return encode(wire.CompletionOk(True, output, told, reason or msgspec.UNSET)) + b"\n"
 
 
@@ -175,7 +176,11 @@ class DreamGen:
             teller,
         ),
     )
-    listings: tuple[Listing, ...] = ()
+    listings: tuple[Listing[Any], ...] = (
+        Listing(
+            "key", "/key", "This key, its credits, and what was used", ("GET",), wire.NoQuery, wire.KeyInfo, tell_key
+        ),
+    )
     error_schema = wire.CompletionError
 
     def render_error(self, error: ServingError) -> tuple[int, bytes]:

@@ -1,5 +1,6 @@
 """What DreamGen's native API sends and expects. Source: DreamGen's API page, `CompletionRequest` and its answers."""
 
+from datetime import datetime
 from typing import Annotated, Literal
 
 import msgspec
@@ -73,6 +74,43 @@ class CompletionOk(msgspec.Struct, rename="camel", omit_defaults=True):
     output: str
     usage: CompletionUsage
     finish_reason: Literal["length", "stop"] | msgspec.UnsetType = msgspec.UNSET
+
+
+class NoQuery(msgspec.Struct):
+    """An address that holds no values."""
+
+
+class UsedCredits(msgspec.Struct, rename="camel"):
+    """Credits that the account used. Days and weeks (from Monday) are UTC's, as the months are."""
+
+    today: float
+    this_week: float
+    this_month: float
+
+
+class KeyLimits(msgspec.Struct, rename="camel"):
+    """Of this key alone, in credits, since it was made. `limit` null: the account's credits are its only limit."""
+
+    limit: float | None
+    remaining: float | None
+    used: float
+
+
+class KeyInfo(msgspec.Struct, rename="camel"):
+    """A key and its account, in credits.
+
+    `limit` is what the plan grants each month, until `resetsAt`; `remaining` is what is left of all credits, bought
+    ones too. They are null on a plan that is not metered.
+    """
+
+    success: Literal[True]
+    label: str
+    plan: str
+    limit: float | None
+    remaining: float | None
+    resets_at: datetime | None
+    usage: UsedCredits
+    key: KeyLimits
 
 
 class CompletionError(msgspec.Struct):

@@ -1,11 +1,12 @@
 """The OpenAI dialect: its endpoints and listings, and how it tells errors."""
 
-from collections.abc import Mapping
 from typing import Any
 
-from serving.dialects.base import Catalog, Endpoint, Listing, ModelInfo
+import msgspec
+
+from serving.dialects.base import Endpoint, Listing, ModelInfo, Standing
 from serving.dialects.lines import encode
-from serving.dialects.openai import wire
+from serving.dialects.openai import billing, wire
 from serving.dialects.openai.tell import chat_teller, error_body, text_teller
 from serving.dialects.openai.translate import chat_to_core, text_to_core
 from serving.dialects.sse import MEDIA_TYPE as SSE
@@ -13,22 +14,24 @@ from serving.errors import ServingError
 from serving.prompting.roles import resolve
 
 _JSON = ("application/json",)
+_GET, _BOTH = ("GET",), ("GET", "POST")
+_MODELS = "List the models of this key"
 
 _SUFFIXES = ("", "/text", "/assistant")
 """Each model is listed as it is and with its role shorthands: SillyTavern offers what is listed, and nothing else."""
 
 
-def list_models(catalog: Catalog, _: Mapping[str, Any]) -> bytes:
-    models = [_model(info, suffix) for info in catalog.models for suffix in _SUFFIXES]
+async def list_models(query: msgspec.Struct, standing: Standing) -> bytes:
+    models = [_model(info, suffix) for info in standing.catalog.models for suffix in _SUFFIXES]
     return encode(wire.ModelList(models))
 
 
-def one_model(catalog: Catalog, path: Mapping[str, Any]) -> bytes:
-    if not path["model"]:  # `/models/`, as some clients join their addresses
-        return list_models(catalog, path)
-    info, suffix = catalog.resolve(path["model"])
+async def one_model(query: wire.ModelQuery, standing: Standing) -> bytes:
+    if not query.model:  # `/models/`, as some clients join their addresses
+        return await list_models(query, standing)
+    info, suffix = standing.catalog.resolve(query.model)
     resolve(suffix=suffix)  # refuses what is no role config, as a request with this model would be
-    return encode(wire.ModelWire(path["model"], info.created, "story-serving"))
+    return encode(wire.ModelWire(query.model, info.created, "story-serving"))
 
 
 def _model(info: ModelInfo, suffix: str) -> wire.ModelWire:
@@ -64,10 +67,37 @@ class OpenAI:
             text_teller,
         ),
     )
-    listings = (
-        Listing("models", "/models", "List the models of this key", ("GET", "POST"), wire.ModelList, list_models),
-        Listing("models", "/models/list", "List the models of this key", ("GET", "POST"), wire.ModelList, list_models),
-        Listing("model", "/models/{model:path}", "One model", ("GET",), wire.ModelWire, one_model),
+    listings: tuple[Listing[Any], ...] = (
+        Listing("models", "/models", _MODELS, _BOTH, wire.NoQuery, wire.ModelList, list_models),
+        Listing("models", "/models/list", _MODELS, _BOTH, wire.NoQuery, wire.ModelList, list_models),
+        Listing("model", "/models/{model:path}", "One model", _GET, wire.ModelQuery, wire.ModelWire, one_model),
+        Listing(
+            "billing.usage",
+            "/billing/usage",
+            "Tokens that the account used, by day",
+            _GET,
+            wire.UsageQuery,
+            wire.BillingUsage,
+            billing.usage,
+        ),
+        Listing(
+            "dashboard.usage",
+            "/dashboard/billing/usage",
+            "What the account used, in hundredths of a credit",
+            _GET,
+            wire.UsageQuery,
+            wire.DashboardUsage,
+            billing.dashboard_usage,
+        ),
+        Listing(
+            "dashboard.subscription",
+            "/dashboard/billing/subscription",
+            "What the account may use, in credits",
+            _GET,
+            wire.NoQuery,
+            wire.Subscription,
+            billing.subscription,
+        ),
     )
     error_schema = wire.ErrorEnvelope
 

@@ -4,6 +4,7 @@ Fields that are not declared here are ignored, whatever they hold (`tools`, `fun
 client's whole sampler preset). `null` is the same as absent, since client libraries send it.
 """
 
+import datetime
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -195,6 +196,23 @@ class TextCompletion(msgspec.Struct):
     usage: UsageWire
 
 
+class NoQuery(msgspec.Struct):
+    """An address that holds no values."""
+
+
+class ModelQuery(msgspec.Struct):
+    model: str
+
+
+class UsageQuery(msgspec.Struct):
+    """Days, UTC; this month's by default."""
+
+    start_date: Annotated[datetime.date | msgspec.UnsetType, Meta(description="The first day.")] = msgspec.UNSET
+    end_date: Annotated[datetime.date | msgspec.UnsetType, Meta(description="The day after the last one.")] = (
+        msgspec.UNSET
+    )
+
+
 class ModelWire(msgspec.Struct):
     id: str
     created: int
@@ -205,6 +223,64 @@ class ModelWire(msgspec.Struct):
 class ModelList(msgspec.Struct):
     data: list[ModelWire]
     object: Literal["list"] = "list"
+
+
+class DayTokens(msgspec.Struct):
+    """What an account used on one day (UTC)."""
+
+    date: datetime.date
+    requests: int
+    prompt_tokens: int
+    cached_tokens: int
+    completion_tokens: int
+    total_tokens: int
+
+
+class BillingUsage(msgspec.Struct):
+    """`total_usage` is in tokens. Days without usage are left out."""
+
+    total_usage: int
+    daily: list[DayTokens]
+    object: Literal["list"] = "list"
+
+
+class LineItem(msgspec.Struct):
+    """`name` is a model's id, `cost` is in hundredths of a credit."""
+
+    name: str
+    cost: float
+
+
+class DailyCost(msgspec.Struct):
+    """`timestamp` is the Unix time in seconds at which the day (UTC) begins."""
+
+    timestamp: float
+    line_items: list[LineItem]
+
+
+class DashboardUsage(msgspec.Struct):
+    """`total_usage` is in hundredths of a credit."""
+
+    total_usage: float
+    daily_costs: list[DailyCost]
+    object: Literal["list"] = "list"
+
+
+class SubscriptionPlan(msgspec.Struct):
+    id: str
+    title: str
+
+
+class Subscription(msgspec.Struct):
+    """A credit counts as a dollar. `access_until` is a Unix time in seconds, 0 when the key does not expire."""
+
+    has_payment_method: bool
+    access_until: int
+    soft_limit_usd: float
+    hard_limit_usd: float
+    system_hard_limit_usd: float
+    plan: SubscriptionPlan
+    object: Literal["billing_subscription"] = "billing_subscription"
 
 
 class ErrorBody(msgspec.Struct):

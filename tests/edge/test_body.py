@@ -8,7 +8,7 @@ import pytest
 from starlette.datastructures import Headers
 from starlette.types import Message, Receive
 
-from serving.dialects.body import ClientGone, decode, describe, read_body
+from serving.edge.body import ClientGone, decode, describe, read_body
 from serving.errors import InvalidRequest, PayloadTooLarge
 
 

@@ -1,4 +1,4 @@
-"""Bytes of a request's body -> its wire model, with a bound on what that costs. It knows no dialect.
+"""Bytes of a request's body -> its wire model, with a bound on what that costs. It knows no front's formats.
 
 Decoding holds the event loop, so its cost is bounded before it begins (law 11): a body of the largest size that is one
 long text decodes in a millisecond, one of a million tiny values in a tenth of a second. The latter is refused: a text
@@ -6,6 +6,7 @@ with as many commas would not fit into the context of any model either.
 """
 
 import re
+from collections.abc import Mapping
 from typing import TypeVar
 
 import msgspec
@@ -19,6 +20,9 @@ _MOST_MARKS = ((b'"', 262_144), (b",", 262_144), (b"{", 65_536), (b"[", 16_384))
 """Most occurrences of each mark in a body that is not small: they bound the number of JSON values in it."""
 
 _WHERE = re.compile(r"(?: - at `(?P<key>key` in `)?\$\.?(?P<path>[^`]*)`)$")
+
+_SHOWN = 64
+"""Most characters of a name that is not one of ours."""
 
 W = TypeVar("W", bound=msgspec.Struct)
 
@@ -63,16 +67,29 @@ def decode(kind: type[W], body: bytes) -> W:
         raise InvalidRequest(f"The body is not valid JSON: {error}.") from None
 
 
+def decode_query(kind: type[W], values: Mapping[str, str]) -> W:
+    """The values of an address. Raises InvalidRequest that names the field, never repeating what it held."""
+    try:
+        return msgspec.convert(values, kind, strict=False)
+    except msgspec.ValidationError as error:
+        reason, param = describe(str(error))
+        raise InvalidRequest(reason, param=param) from None
+
+
 def describe(error: str) -> tuple[str, str | None]:
     """Sentence and field of a validation error. Source: the wording of msgspec 0.22."""
     where = _WHERE.search(error)
     reason = error[: where.start()] if where else error
     # `Invalid enum value 'x'` repeats what was sent, in quotes of either kind.
     reason = re.sub(r"^(Invalid enum value) .*$", r"\1", reason, flags=re.DOTALL)
+    reason = reason.replace("Invalid RFC3339 encoded date", "Must be a date like 2026-11-25")
     path = where["path"] if where else ""
     if missing := re.fullmatch(r"Object missing required field `(.+)`", reason):
         path = f"{path}.{missing[1]}" if path else missing[1]
         return f"{path} is required.", path
+    if unknown := re.fullmatch(r"Object contains unknown field `(.+)`", reason, flags=re.DOTALL):
+        path = f"{path}.{unknown[1]}" if path else unknown[1]
+        return f"{path[:_SHOWN]} is not known here.", path[:_SHOWN]
     if not path:
         return f"The body is not as expected: {reason}.", None
     return f"{path}: {reason[0].lower()}{reason[1:]}.", path

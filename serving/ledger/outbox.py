@@ -1,0 +1,196 @@
+"""What must reach the credit store even if this process, or the store, does not live to see it.
+
+Every settle and release is written to a small file, and is on the disk, before it is sent. What the store acknowledged
+stays for a window longer than a replica may lag behind, and is sent again when the process starts or the store was
+restarted: operations are idempotent, so that is free. A process holds a lock on its file; files without one were left
+behind by a process that died, and the next one takes them over. Entries hold ids, counts and prices, never contents.
+"""
+
+import asyncio
+import fcntl
+import json
+import logging
+import os
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TextIO
+from uuid import uuid4
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(slots=True)
+class Entry:
+    """One operation: the script's name, the slot's tag, its arguments. `done_at` is a Unix time once acknowledged."""
+
+    number: int
+    written_at: float
+    script: str
+    tag: str
+    arguments: tuple[str, ...]
+    done_at: float | None = None
+
+    def line(self) -> str:
+        return json.dumps([self.number, self.written_at, self.script, self.tag, *self.arguments]) + "\n"
+
+
+class Outbox:
+    """One file of `folder`. `keep_s`: how long acknowledged entries stay; `forget_s`: how long the store knows ids;
+    `compact_bytes`: the least size at which the file is written anew; `sync`: how a file's data gets onto the disk."""
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        keep_s: float = 60.0,
+        forget_s: float = 86_400.0,
+        compact_bytes: int = 1 << 20,
+        sync: Callable[[int], None] = os.fdatasync,
+    ) -> None:
+        self._compact_bytes = compact_bytes
+        self._bytes_written_anew = 0
+        self._sync = sync
+        self._folder = folder
+        self._keep_s = keep_s
+        self._forget_s = forget_s
+        self._entries: dict[int, Entry] = {}
+        self._next = 0
+        self._unwritten: list[str] = []
+        self._written: asyncio.Future[None] | None = None
+        self._writing: asyncio.Task[None] | None = None
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self._path = folder / f"{uuid4().hex}.jsonl"
+        self._file = _open_locked(self._path)
+        self._adopt()
+
+    @property
+    def waiting(self) -> int:
+        """How many entries the store has not acknowledged."""
+        return sum(entry.done_at is None for entry in self._entries.values())
+
+    def pending(self, *, acknowledged: bool) -> list[Entry]:
+        """Entries to send: those not acknowledged, and with `acknowledged` the others that are still kept."""
+        return [entry for entry in self._entries.values() if acknowledged or entry.done_at is None]
+
+    async def add(self, script: str, tag: str, *arguments: str) -> Entry:
+        """Write an entry; it is on the disk when this returns. Those of concurrent callers share one fsync."""
+        entry = self._enter(time.time(), script, tag, arguments)
+        self._unwritten.append(entry.line())
+        if self._written is None:
+            self._written = asyncio.get_running_loop().create_future()
+        written = self._written
+        if self._writing is None:
+            self._writing = asyncio.create_task(self._write())
+        await asyncio.shield(written)
+        return entry
+
+    def acknowledge(self, entry: Entry) -> None:
+        """The store has it. The note of that may be lost: then it is sent once more."""
+        entry.done_at = time.time()
+        self._unwritten.append(json.dumps([entry.number]) + "\n")
+
+    def compact(self) -> None:
+        """Drop what is acknowledged and kept long enough, and write the file anew when it has doubled."""
+        until = time.time() - self._keep_s
+        for number in [n for n, entry in self._entries.items() if entry.done_at is not None and entry.done_at < until]:
+            del self._entries[number]
+        most = max(self._compact_bytes, 2 * self._bytes_written_anew)
+        if self._writing is None and os.fstat(self._file.fileno()).st_size > most:
+            self._rewrite()
+
+    async def close(self) -> None:
+        """Remove the file when nothing is left in it; else it stays for the next process. May be called again."""
+        if self._file.closed:
+            return
+        if self._writing is not None:
+            await self._writing
+        self.compact()
+        if not self._entries:
+            self._path.unlink(missing_ok=True)
+        self._file.close()
+
+    def _enter(self, written_at: float, script: str, tag: str, arguments: tuple[str, ...]) -> Entry:
+        self._next += 1
+        entry = Entry(self._next, written_at, script, tag, arguments)
+        self._entries[entry.number] = entry
+        return entry
+
+    async def _write(self) -> None:
+        while (written := self._written) is not None:
+            lines, self._unwritten, self._written = self._unwritten, [], None
+            try:
+                await asyncio.to_thread(self._append, "".join(lines))
+            except OSError as error:
+                # Sent all the same: only a crash in the next moments could lose it.
+                log.error("the outbox %s cannot be written: %s", self._path, error.strerror)
+            written.set_result(None)
+        self._writing = None
+
+    def _append(self, text: str) -> None:
+        self._file.write(text)
+        self._file.flush()
+        self._sync(self._file.fileno())
+
+    def _rewrite(self) -> None:
+        """Replace the file by one with the entries that are left, in one step."""
+        scratch = self._path.with_suffix(".new")
+        file = _open_locked(scratch)
+        file.write("".join(entry.line() for entry in self._entries.values()))
+        file.write("".join(json.dumps([n]) + "\n" for n, entry in self._entries.items() if entry.done_at is not None))
+        file.flush()
+        os.fsync(file.fileno())
+        self._bytes_written_anew = os.fstat(file.fileno()).st_size
+        scratch.replace(self._path)
+        self._file.close()
+        self._file = file
+
+    def _adopt(self) -> None:
+        """Take over the files of processes that are gone."""
+        for path in sorted(self._folder.glob("*.jsonl")):
+            if path == self._path:
+                continue
+            try:
+                file = _open_locked(path)
+            except BlockingIOError:
+                continue  # its process lives
+            with file:
+                left = list(_entries_of(path))
+                for entry in left:
+                    self._take_over(entry)
+                self._file.flush()
+                os.fsync(self._file.fileno())
+                path.unlink()
+            if left:
+                log.warning("%d settles of a process that ended are sent again", len(left))
+
+    def _take_over(self, entry: Entry) -> None:
+        if time.time() - entry.written_at > self._forget_s:
+            log.error("a settle of request %s is too old to be sent: the books lack it", entry.arguments[1])
+            return
+        taken = self._enter(entry.written_at, entry.script, entry.tag, entry.arguments)
+        self._file.write(taken.line())
+
+
+def _open_locked(path: Path) -> TextIO:
+    """Open for appending, with a lock that ends with the process. Raises BlockingIOError when another one has it."""
+    file = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600), "a+", encoding="utf-8")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.close()
+        raise
+    return file
+
+
+def _entries_of(path: Path) -> Iterator[Entry]:
+    """Whole entries of a file, acknowledged ones too: the store may have lost them since."""
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            number, *rest = json.loads(line)
+            if rest:
+                written_at, script, tag, *arguments = rest
+                yield Entry(number, written_at, script, tag, tuple(arguments))
+        except ValueError:
+            continue  # the last line of a process that was killed while it wrote

@@ -1,0 +1,156 @@
+"""The outbox: on the disk before it is sent, found again by the next process, and no more than it must be."""
+
+import asyncio
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from serving.ledger.outbox import Outbox
+
+PROCESS = """
+import asyncio, os, signal, sys
+from pathlib import Path
+from serving.ledger.outbox import Outbox
+
+async def main():
+    outbox = Outbox(Path(sys.argv[1]))
+    entries = await asyncio.gather(*(outbox.add("settle", "{s00}", "alice", f"r{n}") for n in range(20)))
+    outbox.acknowledge(entries[0])
+    print("written", flush=True)
+    signal.pause()
+
+asyncio.run(main())
+"""
+
+
+Make = Callable[..., Outbox]
+
+
+@pytest.fixture
+async def make(tmp_path: Path) -> AsyncIterator[Make]:
+    """Outboxes in one folder; those that a test leaves open are closed after it."""
+    made: list[Outbox] = []
+
+    def make_one(**options: Any) -> Outbox:  # noqa: ANN401  # the constructor's own
+        made.append(Outbox(tmp_path, **options))
+        return made[-1]
+
+    yield make_one
+    for outbox in made:
+        await outbox.close()
+
+
+def lines_of(folder: Path) -> list[str]:
+    (file,) = folder.glob("*.jsonl")
+    return file.read_text().splitlines()
+
+
+def killed_process(folder: Path) -> None:
+    """A process that wrote twenty entries, and is killed at once."""
+    with subprocess.Popen([sys.executable, "-c", PROCESS, str(folder)], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "written\n"
+        process.send_signal(signal.SIGKILL)
+
+
+def ids_of(outbox: Outbox) -> list[str]:
+    return [entry.arguments[1] for entry in outbox.pending(acknowledged=True)]
+
+
+async def test_what_a_killed_process_left_is_taken_over_whole(make: Make, tmp_path: Path) -> None:
+    killed_process(tmp_path)
+    outbox = make()
+    assert sorted(ids_of(outbox)) == sorted(f"r{n}" for n in range(20))
+    assert outbox.waiting == 20, "what was acknowledged may be lost since: it is sent again, too"
+    assert len(lines_of(tmp_path)) == 20
+    await outbox.close()
+    again = make()
+    assert sorted(ids_of(again)) == sorted(f"r{n}" for n in range(20))
+
+
+async def test_a_living_process_keeps_its_file(make: Make) -> None:
+    living = make()
+    await living.add("settle", "{s00}", "alice", "r")
+    assert ids_of(make()) == []
+    assert ids_of(living) == ["r"]
+
+
+async def test_a_line_cut_short_is_left_out_and_the_rest_is_found(make: Make, tmp_path: Path) -> None:
+    (tmp_path / "old.jsonl").write_text(
+        json.dumps([1, time.time(), "settle", "{s00}", "alice", "r"]) + '\n[2, 17, "set'
+    )
+    assert ids_of(make()) == ["r"]
+
+
+async def test_an_entry_older_than_the_store_remembers_is_told_and_not_sent(
+    make: Make, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "old.jsonl").write_text(json.dumps([1, time.time() - 90_000, "settle", "{s00}", "alice", "r"]) + "\n")
+    assert ids_of(make()) == []
+    assert "request r is too old" in caplog.text
+
+
+async def test_concurrent_entries_share_a_write(make: Make, tmp_path: Path) -> None:
+    writes: list[int] = []
+
+    def sync(file: int) -> None:
+        os.fdatasync(file)
+        writes.append(file)
+
+    outbox = make(sync=sync)
+    await asyncio.gather(*(outbox.add("settle", "{s00}", "alice", f"r{n}") for n in range(500)))
+    assert len(writes) < 10
+    assert len(lines_of(tmp_path)) == 500
+
+
+async def test_acknowledged_entries_stay_for_the_window_and_go_then(make: Make) -> None:
+    outbox = make(keep_s=0)
+    first, _ = [await outbox.add("settle", "{s00}", "alice", name) for name in ("first", "second")]
+    outbox.acknowledge(first)
+    assert ids_of(outbox) == ["first", "second"]
+    outbox.compact()
+    assert ids_of(outbox) == ["second"]
+
+
+async def test_a_file_that_grew_is_written_anew(make: Make, tmp_path: Path) -> None:
+    outbox = make(keep_s=0, compact_bytes=1000)
+    for number in range(50):
+        outbox.acknowledge(await outbox.add("settle", "{s00}", "alice", f"r{number}"))
+    await outbox.add("settle", "{s00}", "alice", "last")
+    outbox.compact()
+    assert len(lines_of(tmp_path)) == 1
+    await outbox.add("release", "{s00}", "alice", "after")
+    await outbox.close()
+    assert ids_of(make()) == ["last", "after"]
+
+
+async def test_a_file_of_entries_that_stay_is_not_written_anew_again_and_again(make: Make, tmp_path: Path) -> None:
+    """They stay for a minute, and a busy minute's are more than a small file holds."""
+    outbox = make(compact_bytes=1000)
+    (file,) = tmp_path.glob("*.jsonl")  # noqa: ASYNC240  # as quick as can be
+    files = set()
+    for number in range(50):
+        outbox.acknowledge(await outbox.add("settle", "{s00}", "alice", f"r{number}"))
+        outbox.compact()
+        if os.stat(file).st_ino not in files:
+            files.add(os.stat(file).st_ino)
+            os.link(file, tmp_path / f"{number}.kept")  # so that the next one cannot have its number
+    assert 1 < len(files) < 6
+
+
+async def test_a_full_disk_is_told_and_stops_nobody(make: Make, caplog: pytest.LogCaptureFixture) -> None:
+    def full(file: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    outbox = make(sync=full)
+    entry = await outbox.add("settle", "{s00}", "alice", "r")
+    assert outbox.pending(acknowledged=False) == [entry]
+    assert "No space left on device" in caplog.text
