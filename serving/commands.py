@@ -23,11 +23,10 @@ from serving.accounts.keys import DEMO_ACCOUNT, Keyring, load_pepper
 from serving.accounts.plans import load_plans
 from serving.core import Plan, Usage
 from serving.errors import Conflict
-from serving.ledger.base import Account, Books, Key
+from serving.ledger.base import Account, Books, Publish
 from serving.ledger.reconcile import reconcile
 from serving.settings import Settings, SettingsError
 
-Publish: TypeAlias = Callable[[str], Awaitable[None]]
 OpenBooks: TypeAlias = Callable[[str | None, Path], AbstractAsyncContextManager[tuple[Books, Publish]]]
 """From the settings `redis_url` and `data_dir` to the books, and to what tells all servers of a change of them."""
 
@@ -170,7 +169,7 @@ async def list_keys(desk: Desk) -> None:
     keys = await desk.admin.keys(desk.options.account)
     rows = (
         (
-            *(key.id, key.shown, key.account, _state(desk, key), format_credits(key.used)),
+            *(key.id, key.shown, key.account, key.state(round(desk.now.timestamp() * 1000)), format_credits(key.used)),
             "-" if key.cap is None else format_credits(key.cap),
             _time(key.last_used_ms),
             "all" if key.models is None else ",".join(key.models),
@@ -179,11 +178,6 @@ async def list_keys(desk: Desk) -> None:
         for key in keys
     )
     desk.say([key_values(key) for key in keys], table("ID KEY ACCOUNT STATE USED CAP LAST-USED MODELS NAME", rows))
-
-
-def _state(desk: Desk, key: Key) -> str:
-    expired = key.expires_ms and key.expires_ms <= desk.now.timestamp() * 1000
-    return "revoked" if key.revoked_ms else "expired" if expired else "active"
 
 
 async def revoke_key(desk: Desk) -> None:

@@ -18,9 +18,8 @@ from serving import __version__
 from serving.accounts.keys import Keyring, load_pepper
 from serving.accounts.plans import load_plans
 from serving.cli import main
-from serving.commands import Publish
 from serving.core import Caller, Price, Usage
-from serving.ledger.base import Books, Posting
+from serving.ledger.base import Books, Posting, Publish
 from serving.ledger.memory import MemoryLedger
 
 HEAVY = ("vllm", "torch", "fastapi", "transformers", "numpy", "starlette", "uvicorn", "tokenizers", "msgspec", "redis")

@@ -20,7 +20,7 @@ from serving.accounts.plans import plan_of
 from serving.core import Plan
 from serving.errors import Conflict, InvalidRequest, NotFound
 from serving.ledger import refusals
-from serving.ledger.base import Account, AccountState, Books, DayUsage, Grant, Key, Posting, account_tag
+from serving.ledger.base import Account, AccountState, Books, DayUsage, Grant, Key, Posting
 
 _ACCOUNT = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@-]{0,63}")
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:@-]{0,127}")
@@ -130,14 +130,10 @@ class Admin:
     async def revoke_key(self, key_id: str) -> Key:
         """Refuse a key from now on, and end its running requests. Raises NotFound."""
         match = _KEY_ID.fullmatch(key_id)
-        accounts = await self.books.accounts() if match else []
-        # The id says in which of 256 slots the account lies, not which it is.
-        nearby = [account for account in accounts if match and account_tag(account) == match[1]]
-        for keys in await asyncio.gather(*map(self.books.keys, nearby)):
-            for key in keys:
-                if key.id == key_id:
-                    return await self.keyring.revoke(key.account, key_id)
-        raise NotFound(f"There is no key with the id {key_id!r}.", param="id")
+        key = await self.books.key(match[1], key_id) if match else None
+        if key is None:
+            raise NotFound(f"There is no key with the id {key_id!r}.", param="id")
+        return await self.keyring.revoke(key.account, key_id)
 
     # ---- credits -----------------------------------------------------------------------------------------------------
 

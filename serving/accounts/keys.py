@@ -19,7 +19,7 @@ import os
 import re
 import secrets
 import time
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeAlias, TypeVar
@@ -28,7 +28,7 @@ from serving.accounts.plans import plan_of
 from serving.core import Caller, Plan
 from serving.errors import Conflict, Forbidden, ServingError, Unauthenticated
 from serving.ledger import refusals
-from serving.ledger.base import Account, Books, Key, account_tag
+from serving.ledger.base import Account, Books, Key, Publish, account_tag
 
 log = logging.getLogger(__name__)
 
@@ -96,7 +96,7 @@ class Keyring:
         plans: Mapping[str, Plan],
         pepper: bytes,
         *,
-        publish: Callable[[str], Awaitable[None]] = nobody,
+        publish: Publish = nobody,
         clock: Callable[[], float] = time.monotonic,
         now_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000,
     ) -> None:
@@ -152,9 +152,10 @@ class Keyring:
         if found is None:
             raise Unauthenticated("This API key is not valid. Check that it was copied whole and was not revoked.")
         key, account = found
-        if key.revoked_ms:
+        state = key.state(self._now_ms())
+        if state == "revoked":
             raise refusals.key_revoked()
-        if key.expires_ms and key.expires_ms <= self._now_ms():
+        if state == "expired":
             raise refusals.key_expired()
         if account.state == "suspended":
             raise refusals.suspended()
@@ -207,7 +208,8 @@ class Keyring:
         known = self._digests.get(key_id)
         if known is not None:
             return known
-        return next((key.digest for key in await self._books.keys(account) if key.id == key_id), None)
+        key = await self._books.key(account_tag(account), key_id)
+        return None if key is None else key.digest
 
     # ---- changes -----------------------------------------------------------------------------------------------------
 

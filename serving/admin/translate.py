@@ -69,13 +69,12 @@ def tell_new_key(text: str, key: Key, now: datetime) -> wire.NewKeyTold:
 
 
 def _key(key: Key, now: datetime) -> dict[str, object]:
-    expired = key.expires_ms and key.expires_ms <= now.timestamp() * 1000
     return {
         "id": key.id,
         "account": key.account,
         "name": key.name,
         "shown": key.shown,
-        "state": "revoked" if key.revoked_ms else "expired" if expired else "active",
+        "state": key.state(round(now.timestamp() * 1000)),
         "models": None if key.models is None else list(key.models),
         "cap": None if key.cap is None else format_credits(key.cap),
         "cap_microcredits": key.cap,

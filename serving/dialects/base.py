@@ -25,7 +25,7 @@ from serving.core import (
     Usage,
 )
 from serving.errors import ServingError, Unauthenticated, UnknownModel
-from serving.ledger.base import Account, Books, DayUsage, Key
+from serving.ledger.base import Account, Books, DayUsage, Key, account_tag
 from serving.prompting.roles import split_model
 
 
@@ -88,10 +88,6 @@ class Standing:
     def of(cls, caller: Caller, models: tuple[ModelInfo, ...], books: Books) -> "Standing":
         return cls(caller, Catalog.of(models, caller), books, datetime.now(UTC))
 
-    @property
-    def today(self) -> date:
-        return self.now.date()
-
     async def account(self) -> Account:
         """The account as it stands, this month's grant made. Raises Unauthenticated when it is gone."""
         account = await self.books.account(self.caller.account, self.caller.plan)
@@ -101,10 +97,10 @@ class Standing:
 
     async def key(self) -> Key:
         """The key that asks. Raises Unauthenticated when it is gone."""
-        for key in await self.books.keys(self.caller.account):
-            if key.id == self.caller.key_id:
-                return key
-        raise Unauthenticated("This API key does not exist any more.")
+        key = await self.books.key(account_tag(self.caller.account), self.caller.key_id)
+        if key is None:
+            raise Unauthenticated("This API key does not exist any more.")
+        return key
 
     async def usage(self, start: date, end: date) -> list[DayUsage]:
         """What the account used from `start` until before `end`, by day, key and model."""

@@ -20,7 +20,7 @@
 """
 
 import hashlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Literal, Protocol, TypeAlias
@@ -28,11 +28,15 @@ from typing import Literal, Protocol, TypeAlias
 from serving.core import Caller, Hold, Plan, Price, Rate, Receipt, Usage
 
 GrantKind: TypeAlias = Literal["plan", "purchase", "gift", "adjustment"]
+KeyState: TypeAlias = Literal["active", "revoked", "expired"]
 AccountState: TypeAlias = Literal["active", "suspended"]
 PostingKind: TypeAlias = Literal["grant", "expire", "void", "debit", "charge", "correction"]
 
 CHANGES = "story:changes"
 """The channel on which processes tell each other of a changed account (`account:ID`) or key (`key:ID`)."""
+
+Publish: TypeAlias = Callable[[str], Awaitable[None]]
+"""Tells all processes, on that channel."""
 
 PLAN_PRIORITY, PURCHASE_PRIORITY = 10, 20
 """What is gone soon is consumed first: a month's credits before bought ones."""
@@ -77,6 +81,11 @@ class Key:
     last_used_ms: int = 0
     used: int = 0
     held: int = 0
+
+    def state(self, now_ms: int) -> KeyState:
+        if self.revoked_ms:
+            return "revoked"
+        return "expired" if self.expires_ms and self.expires_ms <= now_ms else "active"
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,6 +209,10 @@ class Books(Protocol):
 
     async def keys(self, account: str) -> list[Key]:
         """Its keys, oldest first, revoked ones too."""
+        ...
+
+    async def key(self, account_tag: str, key_id: str) -> Key | None:
+        """The key with this id, of an account with this tag."""
         ...
 
     async def find_key(self, account_tag: str, digest: str) -> tuple[Key, Account] | None:

@@ -4,6 +4,7 @@ Changes are scripts like those of `redis.py`, so they are atomic beside running 
 many postings are not one step.
 """
 
+import asyncio
 import json
 from collections.abc import AsyncIterator, Callable
 from datetime import date, timedelta
@@ -12,7 +13,17 @@ from typing import cast
 from serving.core import Plan, Usage
 from serving.errors import InvalidRequest
 from serving.ledger import refusals
-from serving.ledger.base import Account, AccountState, DayUsage, Grant, GrantKind, Key, Posting, PostingKind
+from serving.ledger.base import (
+    Account,
+    AccountState,
+    DayUsage,
+    Grant,
+    GrantKind,
+    Key,
+    Posting,
+    PostingKind,
+    account_tag,
+)
 from serving.ledger.redis import SLOTS, tag_of
 from serving.ledger.store import Store
 
@@ -42,10 +53,8 @@ class RedisBooks:
         return _account_of(account, rest, tuple(grants), free)
 
     async def accounts(self) -> list[str]:
-        found: list[str] = []
-        for tag in SLOTS:
-            found += await self._store.command("SMEMBERS", f"{tag}:accounts")
-        return sorted(found)
+        by_slot = await asyncio.gather(*(self._store.command("SMEMBERS", f"{tag}:accounts") for tag in SLOTS))
+        return sorted(account for found in by_slot for account in found)
 
     async def change_account(
         self, account: str, *, plan: str | None = None, state: AccountState | None = None
@@ -103,12 +112,18 @@ class RedisBooks:
         code, *_ = await self._run("revoke_key", account, key_id)
         if code != "ok":
             raise refusals.unknown_key(key_id)
-        return await self._key(tag_of(account), key_id)
+        key = await self.key(account_tag(account), key_id)
+        assert key is not None
+        return key
 
     async def keys(self, account: str) -> list[Key]:
-        tag = tag_of(account)
-        ids = await self._store.command("SMEMBERS", f"{tag}:keys:{account}")
-        return sorted([await self._key(tag, key_id) for key_id in ids], key=lambda key: (key.created_ms, key.id))
+        ids = await self._store.command("SMEMBERS", f"{tag_of(account)}:keys:{account}")
+        found = await asyncio.gather(*(self.key(account_tag(account), key_id) for key_id in ids))
+        return sorted(filter(None, found), key=lambda key: (key.created_ms, key.id))
+
+    async def key(self, account_tag: str, key_id: str) -> Key | None:
+        fields = _pairs(await self._store.command("HGETALL", f"{{s{account_tag}}}:key:{key_id}"))
+        return _key_of(key_id, fields) if fields else None
 
     async def find_key(self, account_tag: str, digest: str) -> tuple[Key, Account] | None:
         code, *rest = await self._store.run("find_key", f"{{s{account_tag}}}", self._now(), digest)
@@ -118,12 +133,15 @@ class RedisBooks:
         return key, _account_of(key.account, rest[1:7], (), 0)
 
     async def usage(self, account: str, first_day: str, end_day: str) -> list[DayUsage]:
-        day, end = date.fromisoformat(first_day), date.fromisoformat(end_day)
-        lines: list[DayUsage] = []
-        while day < end:
-            fields = await self._store.command("HGETALL", f"{tag_of(account)}:day:{account}:{day}")
-            lines += [_day_of(str(day), field, text) for field, text in _pairs(fields).items()]
-            day += timedelta(days=1)
+        first, end = date.fromisoformat(first_day), date.fromisoformat(end_day)
+        days = [str(first + timedelta(days=number)) for number in range((end - first).days)]
+        tag = tag_of(account)
+        told = await asyncio.gather(*(self._store.command("HGETALL", f"{tag}:day:{account}:{day}") for day in days))
+        lines = [
+            _day_of(day, field, text)
+            for day, fields in zip(days, told, strict=True)
+            for field, text in _pairs(fields).items()
+        ]
         return sorted(lines, key=lambda line: (line.day, line.key_id, line.model))
 
     async def postings(self, account: str) -> AsyncIterator[Posting]:
@@ -144,18 +162,14 @@ class RedisBooks:
         assert found is not None
         return found
 
-    async def _key(self, tag: str, key_id: str) -> Key:
-        return _key_of(key_id, _pairs(await self._store.command("HGETALL", f"{tag}:key:{key_id}")))
-
 
 def _check_amount(amount: int) -> None:
     if amount <= 0:
         raise InvalidRequest("The amount must be greater than 0.", param="amount")
 
 
-def _pairs(fields: "list[str] | dict[str, str]") -> dict[str, str]:
-    """Fields and values as a table, however the client tells them."""
-    return fields if isinstance(fields, dict) else dict(zip(*[iter(fields)] * 2, strict=True))
+def _pairs(fields: list[str]) -> dict[str, str]:
+    return dict(zip(*[iter(fields)] * 2, strict=True))
 
 
 def _account_of(account: str, values: list[str], grants: tuple[Grant, ...], free: int) -> Account:

@@ -287,6 +287,9 @@ class MemoryLedger:
         found = (key for key in self._keys.values() if key.account == account)
         return sorted(found, key=lambda key: (key.created_ms, key.id))
 
+    async def key(self, account_tag: str, key_id: str) -> Key | None:
+        return self._keys.get(key_id)
+
     async def find_key(self, account_tag: str, digest: str) -> tuple[Key, Account] | None:
         """Here the digest alone says which key it is; the tag is for stores that are spread."""
         key_id = self._key_ids.get(digest)

@@ -1,13 +1,13 @@
 """Opens the ledger and the books: on a Redis elsewhere, on one of our own, or in this process's memory."""
 
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from serving.ledger.base import CHANGES, Books, Ledger
+from serving.ledger.base import CHANGES, Books, Ledger, Publish
 from serving.ledger.books import RedisBooks
 from serving.ledger.child import own_server
 from serving.ledger.memory import MemoryLedger
@@ -16,9 +16,6 @@ from serving.ledger.redis import RedisLedger
 from serving.ledger.store import Store
 
 log = logging.getLogger(__name__)
-
-
-Publish = Callable[[str], Awaitable[None]]
 
 
 class NoStore(Exception):

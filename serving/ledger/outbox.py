@@ -12,7 +12,7 @@ import json
 import logging
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
@@ -55,77 +55,97 @@ class Outbox:
         self._folder = folder
         self._keep_s = keep_s
         self._forget_s = forget_s
-        self._entries: dict[int, Entry] = {}
+        self._waiting: dict[int, Entry] = {}
+        self._done: dict[int, Entry] = {}
         self._next = 0
         self._unwritten: list[str] = []
         self._written: asyncio.Future[None] | None = None
         self._writing: asyncio.Task[None] | None = None
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._path = folder / f"{uuid4().hex}.jsonl"
-        self._file = _open_locked(self._path)
+        self._file = self._new_file()
         self._adopt()
 
     @property
     def waiting(self) -> int:
         """How many entries the store has not acknowledged."""
-        return sum(entry.done_at is None for entry in self._entries.values())
+        return len(self._waiting)
 
-    def pending(self, *, acknowledged: bool) -> list[Entry]:
-        """Entries to send: those not acknowledged, and with `acknowledged` the others that are still kept."""
-        return [entry for entry in self._entries.values() if acknowledged or entry.done_at is None]
+    def pending(self) -> list[Entry]:
+        """Entries that the store has not acknowledged, oldest first."""
+        return list(self._waiting.values())
+
+    def send_again(self) -> None:
+        """Those that were acknowledged and are still kept wait again, before the others."""
+        for entry in self._done.values():
+            entry.done_at = None
+        self._waiting = {**self._done, **self._waiting}
+        self._done = {}
 
     async def add(self, script: str, tag: str, *arguments: str) -> Entry:
         """Write an entry; it is on the disk when this returns. Those of concurrent callers share one fsync."""
         entry = self._enter(time.time(), script, tag, arguments)
         self._unwritten.append(entry.line())
-        if self._written is None:
-            self._written = asyncio.get_running_loop().create_future()
-        written = self._written
-        if self._writing is None:
-            self._writing = asyncio.create_task(self._write())
-        await asyncio.shield(written)
+        await asyncio.shield(self._begin_writing())
         return entry
 
     def acknowledge(self, entry: Entry) -> None:
         """The store has it. The note of that may be lost: then it is sent once more."""
+        if self._waiting.pop(entry.number, None) is None:
+            return  # sent twice at once, and acknowledged before
         entry.done_at = time.time()
-        self._unwritten.append(json.dumps([entry.number]) + "\n")
+        self._done[entry.number] = entry
+        self._unwritten.append(_acknowledgement(entry))
 
     def compact(self) -> None:
-        """Drop what is acknowledged and kept long enough, and write the file anew when it has doubled."""
+        """Drop what is acknowledged and kept long enough, note the acknowledgements, and write the file anew when it
+        has doubled."""
         until = time.time() - self._keep_s
-        for number in [n for n, entry in self._entries.items() if entry.done_at is not None and entry.done_at < until]:
-            del self._entries[number]
+        for number, entry in list(self._done.items()):
+            if entry.done_at is None or entry.done_at >= until:
+                break  # they are in the order of their acknowledgement
+            del self._done[number]
         most = max(self._compact_bytes, 2 * self._bytes_written_anew)
         if self._writing is None and os.fstat(self._file.fileno()).st_size > most:
             self._rewrite()
+        if self._unwritten:
+            self._begin_writing()
 
     async def close(self) -> None:
         """Remove the file when nothing is left in it; else it stays for the next process. May be called again."""
         if self._file.closed:
             return
+        self.compact()
         if self._writing is not None:
             await self._writing
-        self.compact()
-        if not self._entries:
+        if not self._waiting and not self._done:
             self._path.unlink(missing_ok=True)
         self._file.close()
 
     def _enter(self, written_at: float, script: str, tag: str, arguments: tuple[str, ...]) -> Entry:
         self._next += 1
         entry = Entry(self._next, written_at, script, tag, arguments)
-        self._entries[entry.number] = entry
+        self._waiting[entry.number] = entry
         return entry
+
+    def _begin_writing(self) -> asyncio.Future[None]:
+        """Done when all that is unwritten now is on the disk."""
+        if self._written is None:
+            self._written = asyncio.get_running_loop().create_future()
+        if self._writing is None:
+            self._writing = asyncio.create_task(self._write())
+        return self._written
 
     async def _write(self) -> None:
         while (written := self._written) is not None:
             lines, self._unwritten, self._written = self._unwritten, [], None
             try:
                 await asyncio.to_thread(self._append, "".join(lines))
-            except OSError as error:
-                # Sent all the same: only a crash in the next moments could lose it.
-                log.error("the outbox %s cannot be written: %s", self._path, error.strerror)
-            written.set_result(None)
+            except (OSError, ValueError) as error:
+                # Sent all the same: only a crash in the next moments could lose it. A closed file is a ValueError.
+                log.error("the outbox %s cannot be written: %s", self._path, error)
+            finally:
+                written.set_result(None)
         self._writing = None
 
     def _append(self, text: str) -> None:
@@ -135,16 +155,22 @@ class Outbox:
 
     def _rewrite(self) -> None:
         """Replace the file by one with the entries that are left, in one step."""
-        scratch = self._path.with_suffix(".new")
-        file = _open_locked(scratch)
-        file.write("".join(entry.line() for entry in self._entries.values()))
-        file.write("".join(json.dumps([n]) + "\n" for n, entry in self._entries.items() if entry.done_at is not None))
-        file.flush()
-        os.fsync(file.fileno())
+        entries = [*self._done.values(), *self._waiting.values()]
+        noted = map(_acknowledgement, self._done.values())
+        file = self._new_file("".join((*(entry.line() for entry in entries), *noted)))
         self._bytes_written_anew = os.fstat(file.fileno()).st_size
-        scratch.replace(self._path)
         self._file.close()
         self._file = file
+
+    def _new_file(self, text: str = "") -> TextIO:
+        """Put a file with `text` in our place. Nobody else finds it there before it is whole and locked."""
+        scratch = self._path.with_suffix(".new")
+        file = _open_locked(scratch)
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+        scratch.replace(self._path)
+        return file
 
     def _adopt(self) -> None:
         """Take over the files of processes that are gone."""
@@ -156,21 +182,29 @@ class Outbox:
             except BlockingIOError:
                 continue  # its process lives
             with file:
-                left = list(_entries_of(path))
-                for entry in left:
+                before = len(self._waiting)
+                for entry in _entries_of(file):
                     self._take_over(entry)
                 self._file.flush()
                 os.fsync(self._file.fileno())
-                path.unlink()
-            if left:
-                log.warning("%d settles of a process that ended are sent again", len(left))
+                # Another process that starts now may have done the same: what is sent twice counts once.
+                path.unlink(missing_ok=True)
+            if taken := len(self._waiting) - before:
+                log.warning("%d settles of a process that ended are sent again", taken)
 
     def _take_over(self, entry: Entry) -> None:
-        if time.time() - entry.written_at > self._forget_s:
+        age_s = time.time() - entry.written_at
+        if entry.done_at is not None and age_s > self._keep_s:
+            return
+        if age_s > self._forget_s:
             log.error("a settle of request %s is too old to be sent: the books lack it", entry.arguments[1])
             return
         taken = self._enter(entry.written_at, entry.script, entry.tag, entry.arguments)
         self._file.write(taken.line())
+
+
+def _acknowledgement(entry: Entry) -> str:
+    return json.dumps([entry.number]) + "\n"
 
 
 def _open_locked(path: Path) -> TextIO:
@@ -184,13 +218,18 @@ def _open_locked(path: Path) -> TextIO:
     return file
 
 
-def _entries_of(path: Path) -> Iterator[Entry]:
-    """Whole entries of a file, acknowledged ones too: the store may have lost them since."""
-    for line in path.read_text(encoding="utf-8").splitlines():
+def _entries_of(file: TextIO) -> list[Entry]:
+    """Whole entries of a file; `done_at` is set, to no exact time, for those that were acknowledged."""
+    entries: dict[int, Entry] = {}
+    file.seek(0)
+    for line in file.read().splitlines():
         try:
             number, *rest = json.loads(line)
             if rest:
                 written_at, script, tag, *arguments = rest
-                yield Entry(number, written_at, script, tag, tuple(arguments))
+                entries[number] = Entry(number, written_at, script, tag, tuple(arguments))
+            elif number in entries:
+                entries[number].done_at = entries[number].written_at
         except ValueError:
             continue  # the last line of a process that was killed while it wrote
+    return list(entries.values())

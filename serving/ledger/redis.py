@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import logging
 from collections import defaultdict
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 from serving.core import Caller, Hold, Plan, Price, Rate, Receipt, Usage
@@ -18,7 +18,7 @@ from serving.errors import Overloaded, ServingError
 from serving.ledger import refusals
 from serving.ledger.base import account_tag, rate_of
 from serving.ledger.outbox import Entry, Outbox
-from serving.ledger.store import Store
+from serving.ledger.store import NeverSent, Store
 
 log = logging.getLogger(__name__)
 
@@ -61,17 +61,19 @@ class RedisLedger:
         self._clock = clock
         self._open: dict[str, _Open] = {}
         self._on_their_way: set[int] = set()
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._always_working: list[asyncio.Task[None]] = []
+        self._releasing: set[asyncio.Task[None]] = set()
         store.on_restart(self._resend_all)
 
     def start(self) -> None:
         """Begin to extend, to reap, and to send what the outbox holds."""
         self._resend_all()
-        self._spawn(self._always(self._extend_s, self._keep_up))
-        self._spawn(self._always(_RETRY_S, self._send_waiting))
+        works = ((self._extend_s, self._keep_up), (_RETRY_S, self._send_waiting))
+        self._always_working += [asyncio.create_task(_always(period_s, work)) for period_s, work in works]
 
     async def close(self, timeout_s: float = 5.0) -> None:
         """Wait until the store has acknowledged everything, at most `timeout_s`; the rest stays in the outbox."""
+        await asyncio.gather(*self._releasing)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(timeout_s):
                 while self._outbox.waiting:
@@ -79,9 +81,9 @@ class RedisLedger:
                     await asyncio.sleep(0.05)
         if self._outbox.waiting:
             log.warning("%d settles wait in the outbox for the next start", self._outbox.waiting)
-        for task in self._tasks:
+        for task in self._always_working:
             task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await asyncio.gather(*self._always_working, return_exceptions=True)
         await self._outbox.close()
 
     async def hold(self, caller: Caller, request_id: str, model: str, price: Price, worst_case: Usage) -> Hold:
@@ -93,13 +95,17 @@ class RedisLedger:
                 "hold",
                 tag_of(caller.account),
                 *(caller.account, caller.key_id, request_id, model),
-                *(worst_case.prompt_tokens, worst_case.completion_tokens, min(1, worst_case.completion_tokens)),
+                *(worst_case.prompt_tokens, worst_case.completion_tokens),
                 *(price.input_per_1k, price.cached_per_1k, price.output_per_1k),
                 *(self._lease_us, plan.id, *limits),
             )
+        except NeverSent:
+            raise
         except (Overloaded, asyncio.CancelledError):
             # The store may have acted, or may yet: what nobody uses must not be held until its lease is over.
-            self._spawn(self._release_unseen(caller.account, request_id))
+            releasing = asyncio.create_task(self._release(caller.account, request_id))
+            self._releasing.add(releasing)
+            releasing.add_done_callback(self._releasing.discard)
             raise
         if code != "ok":
             raise _refusal(code, rest, plan)
@@ -140,8 +146,7 @@ class RedisLedger:
 
     async def release(self, hold: Hold) -> None:
         self._open.pop(_name_of(hold), None)
-        with contextlib.suppress(Overloaded):  # as for a settle
-            await self._send(await self._outbox.add("release", tag_of(hold.account), hold.account, hold.request_id))
+        await self._release(hold.account, hold.request_id)
 
     async def extend(self, holds: Iterable[Hold] | None = None) -> None:
         """Tell the store how far requests of this process are, by default all of them."""
@@ -178,19 +183,9 @@ class RedisLedger:
             log.warning("the store had lost the hold of request %s: it was charged without", entry.arguments[1])
         return answer
 
-    async def _release_unseen(self, account: str, request_id: str) -> None:
-        with contextlib.suppress(Overloaded):
+    async def _release(self, account: str, request_id: str) -> None:
+        with contextlib.suppress(Overloaded):  # it will be released as soon as the store is back
             await self._send(await self._outbox.add("release", tag_of(account), account, request_id))
-
-    async def _always(self, period_s: float, work: Callable[[], Awaitable[None]]) -> None:
-        while True:
-            await asyncio.sleep(period_s)
-            try:
-                await work()
-            except Overloaded:
-                continue  # the store tells its own absence
-            except Exception:
-                log.exception("the ledger's work beside requests failed, and goes on")
 
     async def _keep_up(self) -> None:
         """Extend, then reap: a store that was away for longer than a lease must hear first that requests still run."""
@@ -200,30 +195,31 @@ class RedisLedger:
             log.warning("%d holds of requests that nobody settled were reaped", reaped)
 
     async def _send_waiting(self) -> None:
-        waiting = [e for e in self._outbox.pending(acknowledged=False) if e.number not in self._on_their_way]
+        waiting = [entry for entry in self._outbox.pending() if entry.number not in self._on_their_way]
         for begin in range(0, len(waiting), _SENT_AT_ONCE):
             batch = waiting[begin : begin + _SENT_AT_ONCE]
-            if any(isinstance(sent, Overloaded) for sent in await _outcomes(self._send(entry) for entry in batch)):
-                return
+            outcomes = await asyncio.gather(*map(self._send, batch), return_exceptions=True)
+            for entry, sent in zip(batch, outcomes, strict=True):
+                if isinstance(sent, Overloaded):
+                    return
+                if isinstance(sent, BaseException):
+                    # One that cannot be carried out must not keep the others back.
+                    log.error("request %s cannot be settled, and waits: %s", entry.arguments[1], sent)
 
     def _resend_all(self) -> None:
         """A store that was started anew, or another one in its place, may lack what the former one acknowledged."""
-        for entry in self._outbox.pending(acknowledged=True):
-            entry.done_at = None
-
-    def _spawn(self, work: Coroutine[None, None, None]) -> None:
-        task = asyncio.ensure_future(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        self._outbox.send_again()
 
 
-async def _outcomes(work: Iterable[Awaitable[list[str]]]) -> "list[list[str] | Overloaded]":
-    """What each of them returned, or that the store is away; any other error is raised."""
-    outcomes = await asyncio.gather(*work, return_exceptions=True)
-    for outcome in outcomes:
-        if isinstance(outcome, BaseException) and not isinstance(outcome, Overloaded):
-            raise outcome
-    return outcomes  # type: ignore[return-value]  # the others were raised
+async def _always(period_s: float, work: Callable[[], Awaitable[None]]) -> None:
+    while True:
+        await asyncio.sleep(period_s)
+        try:
+            await work()
+        except Overloaded:
+            continue  # the store tells its own absence
+        except Exception:
+            log.exception("the ledger's work beside requests failed, and goes on")
 
 
 def _name_of(hold: Hold) -> str:

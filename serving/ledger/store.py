@@ -45,6 +45,10 @@ _FOR_ALL = ("LOADING", "READONLY", "CLUSTERDOWN", "MASTERDOWN", "BUSY")
 """Answers of these that say the same of all other commands."""
 
 
+class NeverSent(Overloaded):
+    """The store is known to be away: the command was not even sent."""
+
+
 class StoreError(Exception):
     """Redis refused a command: a script is wrong, or our user may not do it. What a script did before that stays."""
 
@@ -98,7 +102,8 @@ class Store:
     async def run(self, script: str, tag: str, *arguments: str | int) -> list[Any]:
         """Run a script on the slot of `tag`, such as `{s3a}`. Returns what it answers: str, int, None, lists of these.
 
-        Raises Overloaded (the store is away: the script ran, runs later, or never does), StoreError, UnicodeError.
+        Raises Overloaded (the store is away: the script ran, runs later, or never does, surely so with NeverSent),
+        StoreError, UnicodeError.
         """
         known = self._scripts[script]
         rest = ("1", f"{tag}:due", *arguments)
@@ -208,7 +213,7 @@ class Store:
     async def _ask(self, name: str, *arguments: str | int) -> Any:  # noqa: ANN401  # of as many kinds as commands
         """The answer, maybe a Refusal."""
         if self._probing is not None or self._closed:
-            raise _away()
+            raise _away(NeverSent)
         # Encoded here, so that what cannot be encoded fails for its caller alone.
         call = _Call((name, *(str(each).encode() for each in arguments)), asyncio.get_running_loop().create_future())
         self._waiting.append(call)
@@ -282,8 +287,8 @@ def _checked(answer: Any) -> Any:  # noqa: ANN401  # of as many kinds as command
     raise _away() if _UNABLE.search(str(answer)) else StoreError(str(answer))
 
 
-def _away() -> Overloaded:
-    return Overloaded("The credit store does not answer. Try again in a moment.", retry_after_s=1)
+def _away(kind: type[Overloaded] = Overloaded) -> Overloaded:
+    return kind("The credit store does not answer. Try again in a moment.", retry_after_s=1)
 
 
 @asynccontextmanager

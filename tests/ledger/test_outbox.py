@@ -62,7 +62,9 @@ def killed_process(folder: Path) -> None:
 
 
 def ids_of(outbox: Outbox) -> list[str]:
-    return [entry.arguments[1] for entry in outbox.pending(acknowledged=True)]
+    """Of all that is kept."""
+    outbox.send_again()
+    return [entry.arguments[1] for entry in outbox.pending()]
 
 
 async def test_what_a_killed_process_left_is_taken_over_whole(make: Make, tmp_path: Path) -> None:
@@ -98,6 +100,53 @@ async def test_an_entry_older_than_the_store_remembers_is_told_and_not_sent(
     assert "request r is too old" in caplog.text
 
 
+async def test_old_entries_that_were_acknowledged_are_neither_sent_nor_missed(
+    make: Make, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    lines = [[1, time.time() - 90_000, "settle", "{s00}", "alice", "old"], [1]]
+    lines += [[2, time.time() - 120, "settle", "{s00}", "alice", "recent"], [2]]
+    lines += [[3, time.time() - 120, "settle", "{s00}", "alice", "waiting"]]
+    (tmp_path / "old.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert ids_of(make()) == ["waiting"]
+    assert "the books lack it" not in caplog.text
+
+
+async def test_acknowledgements_are_noted_without_another_entry(make: Make, tmp_path: Path) -> None:
+    outbox = make()
+    outbox.acknowledge(await outbox.add("settle", "{s00}", "alice", "r"))
+    outbox.compact()
+    await outbox.close()
+    assert [json.loads(line)[0] for line in lines_of(tmp_path)] == [1, 1]
+
+
+STARTER = """
+import sys
+from pathlib import Path
+from serving.ledger.outbox import Outbox
+
+sys.stdin.readline()
+outbox = Outbox(Path(sys.argv[1]))
+print(*(entry.arguments[1] for entry in outbox.pending()), flush=True)
+sys.stdin.readline()
+"""
+
+
+def test_processes_that_start_at_once_share_what_was_left(tmp_path: Path) -> None:
+    killed_process(tmp_path)
+    command = [sys.executable, "-c", STARTER, str(tmp_path)]
+    started = [
+        subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1) for _ in range(6)
+    ]
+    for process in started:
+        assert process.stdin is not None
+        process.stdin.write("\n")
+    found = [process.stdout.readline().split() for process in started if process.stdout is not None]
+    for process in started:
+        process.communicate("\n")
+        assert process.returncode == 0
+    assert {request for requests in found for request in requests} == {f"r{n}" for n in range(20)}
+
+
 async def test_concurrent_entries_share_a_write(make: Make, tmp_path: Path) -> None:
     writes: list[int] = []
 
@@ -111,13 +160,13 @@ async def test_concurrent_entries_share_a_write(make: Make, tmp_path: Path) -> N
     assert len(lines_of(tmp_path)) == 500
 
 
-async def test_acknowledged_entries_stay_for_the_window_and_go_then(make: Make) -> None:
-    outbox = make(keep_s=0)
+@pytest.mark.parametrize(("keep_s", "left"), [(60, ["first", "second"]), (0, ["second"])])
+async def test_acknowledged_entries_stay_for_the_window_and_go_then(make: Make, keep_s: float, left: list[str]) -> None:
+    outbox = make(keep_s=keep_s)
     first, _ = [await outbox.add("settle", "{s00}", "alice", name) for name in ("first", "second")]
     outbox.acknowledge(first)
-    assert ids_of(outbox) == ["first", "second"]
     outbox.compact()
-    assert ids_of(outbox) == ["second"]
+    assert ids_of(outbox) == left
 
 
 async def test_a_file_that_grew_is_written_anew(make: Make, tmp_path: Path) -> None:
@@ -152,5 +201,5 @@ async def test_a_full_disk_is_told_and_stops_nobody(make: Make, caplog: pytest.L
 
     outbox = make(sync=full)
     entry = await outbox.add("settle", "{s00}", "alice", "r")
-    assert outbox.pending(acknowledged=False) == [entry]
+    assert outbox.pending() == [entry]
     assert "No space left on device" in caplog.text

@@ -2,13 +2,12 @@
 
 from datetime import UTC, datetime, timedelta
 
+from serving.accounts.credits import MICROCREDITS
 from serving.core import Plan
 from serving.dialects.base import Standing
 from serving.dialects.dreamgen import wire
 from serving.dialects.lines import encode
 from serving.ledger.base import Account, DayUsage, Key, month_of
-
-MICROCREDITS_PER_CREDIT = 1_000_000
 
 
 async def tell_key(query: wire.NoQuery, standing: Standing) -> bytes:
@@ -37,13 +36,13 @@ def key_info(key: Key, account: Account, plan: Plan, lines: list[DayUsage], now:
         remaining=_credits(account.free) if plan.metered else None,
         resets_at=datetime.fromtimestamp(resets_ms / 1000, UTC) if plan.metered else None,
         usage=usage,
-        key=wire.KeyLimits(_credits(key.cap), _credits(left_of_key), key.used / MICROCREDITS_PER_CREDIT),
+        key=wire.KeyLimits(_credits(key.cap), _credits(left_of_key), key.used / MICROCREDITS),
     )
 
 
 def _since(first_day: str, lines: list[DayUsage]) -> float:
-    return sum(line.cost for line in lines if line.day >= first_day) / MICROCREDITS_PER_CREDIT
+    return sum(line.cost for line in lines if line.day >= first_day) / MICROCREDITS
 
 
 def _credits(amount: int | None) -> float | None:
-    return None if amount is None else amount / MICROCREDITS_PER_CREDIT
+    return None if amount is None else amount / MICROCREDITS

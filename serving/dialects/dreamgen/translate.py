@@ -9,6 +9,7 @@ from typing import Any
 
 import msgspec
 
+from serving.accounts.credits import MICROCREDITS
 from serving.core import (
     Delta,
     Event,
@@ -26,7 +27,7 @@ from serving.core import (
 )
 from serving.dialects.base import Answer, Context, Endpoint, Listing
 from serving.dialects.dreamgen import wire
-from serving.dialects.dreamgen.key import MICROCREDITS_PER_CREDIT, tell_key
+from serving.dialects.dreamgen.key import tell_key
 from serving.dialects.dry import read_dry
 from serving.dialects.fields import given
 from serving.dialects.lines import encode
@@ -137,7 +138,7 @@ class LineTeller:
         return self._line(choice.text, answer.usage, answer.cost, choice.finish_reason or "stop")
 
     def _line(self, output: str, usage: Usage, cost: int, reason: FinishReason | None = None) -> bytes:
-        told = wire.CompletionUsage(usage.prompt_tokens, usage.completion_tokens, cost / MICROCREDITS_PER_CREDIT)
+        told = wire.CompletionUsage(usage.prompt_tokens, usage.completion_tokens, cost / MICROCREDITS)
         return encode(wire.CompletionOk(True, output, told, reason or msgspec.UNSET)) + b"\n"
 
 

@@ -10,6 +10,7 @@ from datetime import UTC, date, datetime
 
 import msgspec
 
+from serving.accounts.credits import MICROCREDITS
 from serving.core import Usage
 from serving.dialects.base import Standing
 from serving.dialects.lines import encode
@@ -18,8 +19,7 @@ from serving.errors import InvalidRequest
 from serving.ledger.base import DayUsage, month_of
 
 _NO_LIMIT_USD = 100_000_000
-_MICROCREDITS_PER_USD = 1_000_000
-_MICROCREDITS_PER_CENT = 10_000
+_MICROCREDITS_PER_CENT = MICROCREDITS // 100
 _MOST_DAYS = 366
 
 
@@ -40,7 +40,7 @@ async def subscription(query: msgspec.Struct, standing: Standing) -> bytes:
     if plan.metered:
         account = await standing.account()
         lines = await standing.usage(*days(wire.UsageQuery(), standing.now))
-        limit = (account.free + sum(line.cost for line in lines)) / _MICROCREDITS_PER_USD
+        limit = (account.free + sum(line.cost for line in lines)) / MICROCREDITS
     told = wire.SubscriptionPlan(plan.id, plan.id)
     return encode(wire.Subscription(True, key.expires_ms // 1000, limit, limit, limit, told))
 

@@ -1,18 +1,18 @@
 -- Reserves credit for the worst case of one request.
--- ARGV: time, account, key, request, model, prompt, completion, least completion, price of 1,000 input, cached and
--- output tokens, lease in us, plan, its monthly credits ('' when not metered), most at once, requests and tokens a
--- minute ('' for no limit).
+-- ARGV: time, account, key, request, model, prompt, completion, price of 1,000 input, cached and output tokens, lease
+-- in us, plan, its monthly credits ('' when not metered), most at once, requests and tokens a minute ('' for no limit).
 -- Answers: ok, completion, bound, amount, when each rate is worn off, the time | a code, and what is told of it.
 
 local _, account, key, request, model = unpack(ARGV, 1, 5)
-local prompt, completion, least = tonumber(ARGV[6]), tonumber(ARGV[7]), tonumber(ARGV[8])
-local price_in, price_cached, price_out = tonumber(ARGV[9]), tonumber(ARGV[10]), tonumber(ARGV[11])
-local lease_us, plan = tonumber(ARGV[12]), ARGV[13]
-local monthly, most, rpm, tpm = tonumber(ARGV[14]), tonumber(ARGV[15]), tonumber(ARGV[16]), tonumber(ARGV[17])
+local prompt, completion = tonumber(ARGV[6]), tonumber(ARGV[7])
+local price_in, price_cached, price_out = tonumber(ARGV[8]), tonumber(ARGV[9]), tonumber(ARGV[10])
+local lease_us, plan = tonumber(ARGV[11]), ARGV[12]
+local monthly, most, rpm, tpm = tonumber(ARGV[13]), tonumber(ARGV[14]), tonumber(ARGV[15]), tonumber(ARGV[16])
+local least = min(completion, 1)
 
 local name = account .. ':' .. request
 local record = key_of('hold', name)
-local payload = table.concat(ARGV, '|', 2, 11) .. '|' .. plan
+local payload = table.concat(ARGV, '|', 2, 10) .. '|' .. plan
 local known = redis.call('HMGET', record, 'payload', 'granted', 'bound', 'amount', 'rq', 'tk')
 if known[1] then
   if known[1] ~= payload then return {'conflict'} end
@@ -82,9 +82,9 @@ end
 redis.call('HSET', account_key, unpack(changes))
 redis.call('HSET', key_key, 'held', int(of_key[4] + bound), 'last', int(NOW_MS))
 redis.call(
-  'HSET', record, 'state', 'open', 'payload', payload, 'account', account, 'key', key, 'model', model, 'in', ARGV[9],
-  'cached', ARGV[10], 'out', ARGV[11], 'granted', int(completion), 'bound', int(bound), 'amount', int(amount),
-  'parts', parts, 'prompt', ARGV[6], 'noted', '0', 'tpm', ARGV[17], 'rq', int(requests_at), 'tk', int(tokens_at)
+  'HSET', record, 'state', 'open', 'payload', payload, 'account', account, 'key', key, 'model', model, 'in', ARGV[8],
+  'cached', ARGV[9], 'out', ARGV[10], 'granted', int(completion), 'bound', int(bound), 'amount', int(amount),
+  'parts', parts, 'prompt', ARGV[6], 'noted', '0', 'tpm', ARGV[16], 'rq', int(requests_at), 'tk', int(tokens_at)
 )
 redis.call('ZADD', KEYS[1], int(NOW_US + lease_us), name)
 return {'ok', int(completion), int(bound), int(amount), int(requests_at), int(tokens_at), int(NOW_US)}
