@@ -1,7 +1,7 @@
 """What must reach the credit store even if this process, or the store, does not live to see it.
 
-Every settle and release is written to a small file, and is on the disk, before it is sent. What the store acknowledged
-stays for a window longer than a replica may lag behind, and is sent again when the process starts or the store was
+Every settle and release is written to a small file while it is sent, and whoever asked for it is answered when the
+store or the disk has it for good. What the store acknowledged stays for a window longer than a replica may lag behind, and is sent again when the process starts or the store was
 restarted: operations are idempotent, so that is free. A process holds a lock on its file; files without one were left
 behind by a process that died, and the next one takes them over. Entries hold ids, counts and prices, never contents.
 """
@@ -23,7 +23,8 @@ log = logging.getLogger(__name__)
 
 @dataclass(slots=True)
 class Entry:
-    """One operation: the script's name, the slot's tag, its arguments. `done_at` is a Unix time once acknowledged."""
+    """One operation: the script's name, the slot's tag, its arguments. `done_at` is a Unix time once acknowledged,
+    `written` is done once this process has put it on the disk."""
 
     number: int
     written_at: float
@@ -31,6 +32,7 @@ class Entry:
     tag: str
     arguments: tuple[str, ...]
     done_at: float | None = None
+    written: asyncio.Future[None] | None = None
 
     def line(self) -> str:
         return json.dumps([self.number, self.written_at, self.script, self.tag, *self.arguments]) + "\n"
@@ -82,12 +84,17 @@ class Outbox:
         self._waiting = {**self._done, **self._waiting}
         self._done = {}
 
-    async def add(self, script: str, tag: str, *arguments: str) -> Entry:
-        """Write an entry; it is on the disk when this returns. Those of concurrent callers share one fsync."""
+    def add(self, script: str, tag: str, *arguments: str) -> Entry:
+        """Begin to write an entry. Those that are added together share one fsync."""
         entry = self._enter(time.time(), script, tag, arguments)
         self._unwritten.append(entry.line())
-        await asyncio.shield(self._begin_writing())
+        entry.written = self._begin_writing()
         return entry
+
+    async def on_disk(self, entry: Entry) -> None:
+        """Wait until an entry that was added here is on the disk."""
+        if entry.written is not None:
+            await asyncio.shield(entry.written)
 
     def acknowledge(self, entry: Entry) -> None:
         """The store has it. The note of that may be lost: then it is sent once more."""

@@ -128,14 +128,13 @@ class RedisLedger:
         self._open.pop(_name_of(hold), None)
         counts = (usage.prompt_tokens, usage.cached_tokens, usage.completion_tokens)
         price = hold.price
-        entry = await self._outbox.add(
-            "settle",
-            tag_of(hold.account),
-            *map(str, (hold.account, hold.request_id, *counts, reason, hold.key_id, hold.model)),
-            *map(str, (price.input_per_1k, price.cached_per_1k, price.output_per_1k, hold.bound, hold.amount)),
-        )
         try:
-            answer = await self._send(entry)
+            answer = await self._deliver(
+                "settle",
+                hold.account,
+                *(hold.request_id, *map(str, counts), reason, hold.key_id, hold.model),
+                *map(str, (price.input_per_1k, price.cached_per_1k, price.output_per_1k, hold.bound, hold.amount)),
+            )
         except Overloaded:
             # It will be settled so as soon as the store is back.
             return Receipt(hold.request_id, usage, min(price.cost(usage), hold.bound))
@@ -170,6 +169,15 @@ class RedisLedger:
     async def _run(self, script: str, tag: str, *arguments: str | int) -> list[str]:
         return await self._store.run(script, tag, "" if self._clock is None else self._clock(), *arguments)
 
+    async def _deliver(self, script: str, account: str, *arguments: str) -> list[str]:
+        """Through the outbox: when this ends, with an answer or Overloaded, a crash cannot lose it any more."""
+        entry = self._outbox.add(script, tag_of(account), account, *arguments)
+        try:
+            return await self._send(entry)
+        except ServingError:
+            await self._outbox.on_disk(entry)
+            raise
+
     async def _send(self, entry: Entry) -> list[str]:
         self._on_their_way.add(entry.number)
         try:
@@ -185,7 +193,7 @@ class RedisLedger:
 
     async def _release(self, account: str, request_id: str) -> None:
         with contextlib.suppress(Overloaded):  # it will be released as soon as the store is back
-            await self._send(await self._outbox.add("release", tag_of(account), account, request_id))
+            await self._deliver("release", account, request_id)
 
     async def _keep_up(self) -> None:
         """Extend, then reap: a store that was away for longer than a lease must hear first that requests still run."""

@@ -21,15 +21,13 @@ from serving.sampling.source import load_vocabulary
 Ints = npt.NDArray[np.int32]
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class _Entry:
-    """A request in the batch. `output` is vLLM's own list and grows; the first `known` of it are in the history."""
+    """A request in the batch. `output` is vLLM's own list and grows."""
 
     slot: int
-    prompt_tokens: int
     output: list[int]
     used: tuple[bool, ...]
-    known: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,9 +49,13 @@ class StoryRules(LogitsProcessor):  # type: ignore[misc]
         # Pages that no history reaches are never touched.
         self._history: Ints = np.empty((slots, vllm_config.model_config.max_model_len + 1), np.int32)
         self._lengths: Ints = np.zeros(slots, np.int32)
+        self._prompts: Ints = np.zeros(slots, np.int32)
         self._free = list(range(slots))
         self._entries: dict[int, _Entry] = {}
         self._parts: list[_Part] = []
+        # Of all requests in the batch: vLLM's lists, and their slots in the same order.
+        self._outputs: list[list[int]] = []
+        self._slots: Ints = np.empty(0, np.int32)
 
     @classmethod
     def validate_params(cls, sampling_params: SamplingParams) -> None:
@@ -88,7 +90,8 @@ class StoryRules(LogitsProcessor):  # type: ignore[misc]
         slot = self._free.pop()
         used = tuple(sampler.add(slot, rules) for sampler in self._samplers)
         self._history[slot, : len(prompt)] = prompt
-        self._entries[row] = _Entry(slot, len(prompt), output, used)
+        self._prompts[slot] = self._lengths[slot] = len(prompt)
+        self._entries[row] = _Entry(slot, output, used)
 
     def _remove(self, row: int) -> None:
         entry = self._entries.pop(row, None)
@@ -96,6 +99,8 @@ class StoryRules(LogitsProcessor):  # type: ignore[misc]
             self._free.append(entry.slot)
 
     def _regroup(self) -> None:
+        self._outputs = [entry.output for entry in self._entries.values()]
+        self._slots = np.array([entry.slot for entry in self._entries.values()], np.int32)
         self._parts = []
         for number, sampler in enumerate(self._samplers):
             members = [(row, entry.slot) for row, entry in self._entries.items() if entry.used[number]]
@@ -113,11 +118,12 @@ class StoryRules(LogitsProcessor):  # type: ignore[misc]
 
     def _follow(self) -> None:
         """Take over what has been generated since the last step; usually one token of each request."""
-        history, lengths = self._history, self._lengths
-        for entry in self._entries.values():
-            output, known, begin = entry.output, entry.known, entry.prompt_tokens
-            count = len(output)
-            if count > known:
-                history[entry.slot, begin + known : begin + count] = output[known:]
-            entry.known = count  # also where some were taken back: what comes instead is written over them
-            lengths[entry.slot] = begin + count
+        slots, known = self._slots, self._lengths[self._slots]
+        lengths = self._prompts[slots] + np.fromiter(map(len, self._outputs), np.int32, len(slots))
+        if (lengths == known + 1).all():
+            self._history[slots, known] = [output[-1] for output in self._outputs]
+        else:
+            for slot, output, begin, end in zip(slots, self._outputs, known, lengths, strict=True):
+                if begin < end:
+                    self._history[slot, begin:end] = output[begin - end :]
+        self._lengths[slots] = lengths  # also where some were taken back: what comes instead is written over them

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from serving.ledger.outbox import Outbox
+from serving.ledger.outbox import Entry, Outbox
 
 PROCESS = """
 import asyncio, os, signal, sys
@@ -22,7 +22,8 @@ from serving.ledger.outbox import Outbox
 
 async def main():
     outbox = Outbox(Path(sys.argv[1]))
-    entries = await asyncio.gather(*(outbox.add("settle", "{s00}", "alice", f"r{n}") for n in range(20)))
+    entries = [outbox.add("settle", "{s00}", "alice", f"r{n}") for n in range(20)]
+    await asyncio.gather(*map(outbox.on_disk, entries))
     outbox.acknowledge(entries[0])
     print("written", flush=True)
     signal.pause()
@@ -46,6 +47,12 @@ async def make(tmp_path: Path) -> AsyncIterator[Make]:
     yield make_one
     for outbox in made:
         await outbox.close()
+
+
+async def written(outbox: Outbox, *operation: str) -> Entry:
+    entry = outbox.add(*operation)
+    await outbox.on_disk(entry)
+    return entry
 
 
 def lines_of(folder: Path) -> list[str]:
@@ -80,7 +87,7 @@ async def test_what_a_killed_process_left_is_taken_over_whole(make: Make, tmp_pa
 
 async def test_a_living_process_keeps_its_file(make: Make) -> None:
     living = make()
-    await living.add("settle", "{s00}", "alice", "r")
+    await written(living, "settle", "{s00}", "alice", "r")
     assert ids_of(make()) == []
     assert ids_of(living) == ["r"]
 
@@ -113,7 +120,7 @@ async def test_old_entries_that_were_acknowledged_are_neither_sent_nor_missed(
 
 async def test_acknowledgements_are_noted_without_another_entry(make: Make, tmp_path: Path) -> None:
     outbox = make()
-    outbox.acknowledge(await outbox.add("settle", "{s00}", "alice", "r"))
+    outbox.acknowledge(await written(outbox, "settle", "{s00}", "alice", "r"))
     outbox.compact()
     await outbox.close()
     assert [json.loads(line)[0] for line in lines_of(tmp_path)] == [1, 1]
@@ -155,7 +162,7 @@ async def test_concurrent_entries_share_a_write(make: Make, tmp_path: Path) -> N
         writes.append(file)
 
     outbox = make(sync=sync)
-    await asyncio.gather(*(outbox.add("settle", "{s00}", "alice", f"r{n}") for n in range(500)))
+    await asyncio.gather(*(written(outbox, "settle", "{s00}", "alice", f"r{n}") for n in range(500)))
     assert len(writes) < 10
     assert len(lines_of(tmp_path)) == 500
 
@@ -163,7 +170,7 @@ async def test_concurrent_entries_share_a_write(make: Make, tmp_path: Path) -> N
 @pytest.mark.parametrize(("keep_s", "left"), [(60, ["first", "second"]), (0, ["second"])])
 async def test_acknowledged_entries_stay_for_the_window_and_go_then(make: Make, keep_s: float, left: list[str]) -> None:
     outbox = make(keep_s=keep_s)
-    first, _ = [await outbox.add("settle", "{s00}", "alice", name) for name in ("first", "second")]
+    first, _ = [await written(outbox, "settle", "{s00}", "alice", name) for name in ("first", "second")]
     outbox.acknowledge(first)
     outbox.compact()
     assert ids_of(outbox) == left
@@ -172,11 +179,11 @@ async def test_acknowledged_entries_stay_for_the_window_and_go_then(make: Make, 
 async def test_a_file_that_grew_is_written_anew(make: Make, tmp_path: Path) -> None:
     outbox = make(keep_s=0, compact_bytes=1000)
     for number in range(50):
-        outbox.acknowledge(await outbox.add("settle", "{s00}", "alice", f"r{number}"))
-    await outbox.add("settle", "{s00}", "alice", "last")
+        outbox.acknowledge(await written(outbox, "settle", "{s00}", "alice", f"r{number}"))
+    await written(outbox, "settle", "{s00}", "alice", "last")
     outbox.compact()
     assert len(lines_of(tmp_path)) == 1
-    await outbox.add("release", "{s00}", "alice", "after")
+    await written(outbox, "release", "{s00}", "alice", "after")
     await outbox.close()
     assert ids_of(make()) == ["last", "after"]
 
@@ -187,7 +194,7 @@ async def test_a_file_of_entries_that_stay_is_not_written_anew_again_and_again(m
     (file,) = tmp_path.glob("*.jsonl")  # noqa: ASYNC240  # as quick as can be
     files = set()
     for number in range(50):
-        outbox.acknowledge(await outbox.add("settle", "{s00}", "alice", f"r{number}"))
+        outbox.acknowledge(await written(outbox, "settle", "{s00}", "alice", f"r{number}"))
         outbox.compact()
         if os.stat(file).st_ino not in files:
             files.add(os.stat(file).st_ino)
@@ -200,6 +207,6 @@ async def test_a_full_disk_is_told_and_stops_nobody(make: Make, caplog: pytest.L
         raise OSError(28, "No space left on device")
 
     outbox = make(sync=full)
-    entry = await outbox.add("settle", "{s00}", "alice", "r")
+    entry = await written(outbox, "settle", "{s00}", "alice", "r")
     assert outbox.pending() == [entry]
     assert "No space left on device" in caplog.text
