@@ -57,7 +57,7 @@ def read_tally(path: Path) -> Iterator[tuple[str, Usage]]:
 class Tallied:
     """An engine whose every token is counted before it is told."""
 
-    def __init__(self, engine: ScriptedEngine, tally: Tally) -> None:
+    def __init__(self, engine: Engine, tally: Tally) -> None:
         self._engine = engine
         self._tally = tally
 

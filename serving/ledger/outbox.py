@@ -1,9 +1,10 @@
 """What must reach the credit store even if this process, or the store, does not live to see it.
 
 Every settle and release is written to a small file while it is sent, and whoever asked for it is answered when the
-store or the disk has it for good. What the store acknowledged stays for a window longer than a replica may lag behind, and is sent again when the process starts or the store was
-restarted: operations are idempotent, so that is free. A process holds a lock on its file; files without one were left
-behind by a process that died, and the next one takes them over. Entries hold ids, counts and prices, never contents.
+store or the disk has it for good. What the store acknowledged stays for a window longer than a replica may lag behind,
+and is sent again when the process starts or the store was restarted: operations are idempotent, so that is free. A
+process holds a lock on its file; files without one were left behind by a process that died, and the next one takes them
+over. Entries hold ids, counts and prices, never contents.
 """
 
 import asyncio

@@ -2,12 +2,14 @@
 
 Clients ask, and some leave, until the credit is spent; meanwhile something breaks. Then all of the credit must be spent
 and no more, nothing held, everything billed that the engine emitted, and nothing twice. What other tests show is not
-repeated here: a Redis that is late or killed, killed processes (`loadtests/ledger_chaos.py`, `test_chaos.py`), revoked
-keys (`tests/test_shared_books.py`), clients that leave (`tests/dialects/test_connections.py`).
+repeated here: a Redis that is late or killed, killed processes (`loadtests/ledger_chaos.py`, `test_chaos.py`,
+`test_kill_points.py`), engines that fail (`test_engine_faults.py`), revoked keys (`tests/test_shared_books.py`), and
+clients that leave (`tests/dialects/test_connections.py`).
 """
 
 import asyncio
 import itertools
+import resource
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -18,7 +20,7 @@ import pytest
 from loadtests.fault_proxy import FaultProxy
 from loadtests.ledger_app import Tallied, Tally, words
 from loadtests.ledger_chaos import PLENTY
-from loadtests.ledger_world import ACCOUNT, PEPPER, Answer, Front, World, world
+from loadtests.ledger_world import ACCOUNT, PEPPER, PLANS, Answer, Front, Redis, World, world
 from serving.app import build
 from serving.core import Hold, PreparedRequest, Price, Usage
 from serving.engine.base import Engine
@@ -30,7 +32,7 @@ from serving.ledger.outbox import Outbox
 from serving.ledger.reconcile import reconcile
 from serving.ledger.redis import RedisLedger
 from serving.ledger.store import Store
-from tests.ledger.servers import VERSIONS, RedisServer, binary, running
+from tests.ledger.servers import VERSIONS, RedisServer, binary, running, running_sentinel
 from tests.ledger.subjects import START_US, Clock
 from tests.ledger.test_redis import CALLER, FREE, GRANTED, KEY, furnish, opened
 from tests.service import DEADLINE_S, PRICE, listening, settings, until
@@ -39,6 +41,7 @@ MAX_TOKENS = 16
 CAP = 300 * PRICE.cost(Usage(5, 0, MAX_TOKENS))
 """For 300 requests and more: many end before their limit."""
 CLIENTS = 8
+HANG_S = 5.0
 MONTH_END_US = 1_769_904_000_000_000
 """2026-02-01T00:00:00Z."""
 
@@ -57,11 +60,11 @@ class Traffic:
         self.statuses: list[int] = []
 
     async def client(self) -> None:
-        while (status := await self._ask()) != 402:
+        while (status := await self.ask()) != 402:
             if status == 503:
                 await asyncio.sleep(0.02)
 
-    async def _ask(self) -> int:
+    async def ask(self) -> int:
         number = next(self._numbers)
         leaves = number // CLIENTS % 3 if number % 4 == 0 else None
         answer = await self._stage.generate(self._front, f"Request {number}", MAX_TOKENS, leave_after=leaves)
@@ -75,14 +78,14 @@ class Traffic:
 
 
 @asynccontextmanager
-async def served(stage: World, url: str) -> AsyncIterator[Front]:
+async def served(stage: World, url: str, engine: Engine | None = None) -> AsyncIterator[Front]:
     """The service in this process, on a store at `url`."""
     folder = stage.folder / "app"
     folder.mkdir()
     tally = Tally(folder / "tally")
 
     async def load() -> Engine:
-        return Tallied(ScriptedEngine(words, gate=pace, vocab_size=3000), tally)
+        return Tallied(engine or ScriptedEngine(words, gate=pace, vocab_size=3000), tally)
 
     places = {"plans": stage.folder / "plans.toml", "demo_plan": "metered", "demo_account": False, "api_key": None}
     times = {"lease_s": 2.0, "extend_s": 0.2}
@@ -117,8 +120,17 @@ async def everything_takes_200_ms(stage: World, proxy: FaultProxy, traffic: Traf
 
 async def the_store_hangs(stage: World, proxy: FaultProxy, traffic: Traffic) -> None:
     proxy.hang()
-    await traffic.see(503, CLIENTS)
+    await asyncio.gather(traffic.see(503, CLIENTS), asyncio.sleep(HANG_S))
     proxy.resume()
+
+
+async def no_connection_is_to_be_had(stage: World, proxy: FaultProxy, traffic: Traffic) -> None:
+    """Others have taken all that the server gives, when the process needs new ones."""
+    before = await stage.store.command("CONFIG", "GET", "maxclients")
+    await stage.store.command("CONFIG", "SET", "maxclients", 1)
+    proxy.cut()
+    await traffic.see(503, 3 * CLIENTS)
+    await stage.store.command("CONFIG", "SET", *before)
 
 
 async def connections_are_cut_in_an_answer(stage: World, proxy: FaultProxy, traffic: Traffic) -> None:
@@ -149,15 +161,29 @@ async def the_end_of_the_file_is_lost(stage: World, proxy: FaultProxy, traffic: 
     stage.redis.start()
 
 
+async def the_disk_is_full(stage: World, proxy: FaultProxy, traffic: Traffic) -> None:
+    """The server's file may not grow any more. With `appendfsync always` the server ends then, and a supervisor starts
+    it again when there is room."""
+    process = stage.redis.process
+    assert process is not None
+    log = max(stage.redis.folder.rglob("*.aof"), key=lambda path: path.stat().st_size)
+    resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (log.stat().st_size + 2000,) * 2)
+    assert await asyncio.to_thread(process.wait) != 0
+    await traffic.see(503, CLIENTS)
+    stage.redis.start()
+
+
 FAULTS: list[Fault] = [
     scripts_are_forgotten,
     everything_takes_200_ms,
     the_store_hangs,
+    no_connection_is_to_be_had,
     connections_are_cut_in_an_answer,
     memory_is_full,
+    the_disk_is_full,
     the_end_of_the_file_is_lost,
 ]
-DIFFER = {memory_is_full, the_end_of_the_file_is_lost}
+DIFFER = {memory_is_full, the_disk_is_full, the_end_of_the_file_is_lost}
 """In which the versions of Redis do."""
 
 
@@ -185,6 +211,43 @@ async def test_all_is_spent_and_billed_whatever_breaks(
     assert told.difference == 0
     assert told.cap - told.most < told.spent <= told.cap
     assert set(traffic.statuses) <= {0, 200, 402, 503}
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+async def test_a_failover_to_a_replica_that_lagged(
+    version: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What the primary had acknowledged and the replica never heard is sent again, and lost holds are charged."""
+    monkeypatch.setenv("LEDGER_WORDS", "24")
+    (tmp_path / "plans.toml").write_text(PLANS)
+    with running_sentinel(binary(version), tmp_path / "redis") as servers:
+        store = await Store.open(servers.url)
+        stage = World(tmp_path, {}, Redis(tmp_path, ""), store, RedisBooks(store))
+        await stage.furnish(PLENTY)
+        async with served(stage, servers.url) as front:
+            traffic, over = Traffic(stage, front), asyncio.Event()
+
+            async def client() -> None:
+                while not over.is_set():
+                    await traffic.ask()
+
+            asking = asyncio.gather(*(client() for _ in range(CLIENTS)))
+            await traffic.see(200, CLIENTS)
+            await until(lambda: servers.replica.command("DBSIZE") == servers.primary.command("DBSIZE"))
+            servers.replica.pause()  # so that it cannot connect again
+            servers.primary.command("CLIENT", "KILL", "TYPE", "replica")
+            await traffic.see(200, 5 * CLIENTS)
+            servers.primary.kill()
+            servers.replica.resume()
+            await traffic.see(503)
+            await traffic.see(200, 5 * CLIENTS)
+            over.set()
+            await asking
+            told = await stage.audit()
+        await store.aclose()
+    assert (told.held, told.running, told.drift, told.duplicates, told.unapplied, told.difference) == (0,) * 6
+    assert told.emitted > 0
+    assert "the store had lost the hold" in caplog.text
 
 
 # ---- the account -----------------------------------------------------------------------------------------------------
