@@ -25,9 +25,9 @@ from serving.admin.mount import mount_admin
 from serving.admission import Admission
 from serving.backing import Backing, ConfiguredKey
 from serving.core import Plan
-from serving.dialects.base import Dialect, Endpoint, Listing, ModelInfo
+from serving.dialects.base import Call, Dialect, Endpoint, Listing, ModelInfo
 from serving.dialects.dreamgen.translate import DreamGen
-from serving.dialects.http import Exchange, Http, listing_response
+from serving.dialects.http import Exchange, Http, call_response, listing_response
 from serving.dialects.livepeer.translate import Livepeer
 from serving.dialects.openai.dialect import OpenAI
 from serving.edge.headers import EXPOSED, error_headers
@@ -190,6 +190,9 @@ def mount(app: FastAPI, http: Http) -> None:
                 _add(
                     app, prefix, dialect, listing, listing.methods, description, partial(_list, http, dialect, listing)
                 )
+        for call in dialect.calls:
+            for prefix in dialect.prefixes if call.prefixes is None else call.prefixes:
+                _add(app, prefix, dialect, call, call.methods, description, partial(_call, http, dialect, call))
     app.openapi = partial(description.complete, app)  # type: ignore[method-assign]  # FastAPI's documented hook
 
 
@@ -197,7 +200,7 @@ def _add(
     app: FastAPI,
     prefix: str,
     dialect: Dialect,
-    endpoint: Endpoint[Any] | Listing[Any],
+    endpoint: Endpoint[Any] | Listing[Any] | Call[Any],
     methods: tuple[str, ...],
     description: Description,
     handle: Callable[[Request], Awaitable[Response]],
@@ -226,6 +229,10 @@ async def _list(http: Http, dialect: Dialect, listing: Listing[Any], request: Re
     return await listing_response(http, dialect, listing, request)
 
 
+async def _call(http: Http, dialect: Dialect, call: Call[Any], request: Request) -> Response:
+    return await call_response(http, dialect, call, request)
+
+
 def mount_errors(app: FastAPI) -> None:
     """An address that does not exist is answered in the shape of the dialect it lies under."""
 
@@ -247,6 +254,7 @@ def _dialect_of(path: str) -> Dialect | None:
     """The dialect whose prefix an address lies under. One without a prefix has no addresses but its own."""
     for dialect in DIALECTS:
         own = {endpoint.path for endpoint in dialect.endpoints if "" in dialect.prefixes}
+        own |= {prefix + call.path for call in dialect.calls for prefix in call.prefixes or ()}
         if path in own or any(path.startswith(prefix + "/") for prefix in dialect.prefixes if prefix):
             return dialect
     return None
