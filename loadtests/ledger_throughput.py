@@ -4,7 +4,8 @@
 
 All in one run on one redis-server with `appendfsync always`. `redis-benchmark` sends the arguments that the ledger
 sends, a random number in the place of the request's; so for settles, holds of all these numbers are made first. A
-trivial script gets the same arguments and returns one of them; one that also writes it shows what the disk costs.
+trivial script gets the same arguments and returns one of them; one that also writes it shows what the disk costs, and
+so does a `--folder` in memory.
 
     scripts   hold and settle: a second's calls beside the trivial script's                       at least 0.6
     client    the app's: the same scripts from as many tasks as redis-benchmark has connections   at least 0.5
@@ -303,10 +304,12 @@ def main() -> int:
     parser.add_argument("--at-once", type=int, default=64, help="connections, or tasks (default 64)")
     parser.add_argument("--per-s", type=float, default=200.0, help="requests a second for the latency (default 200)")
     parser.add_argument("--seconds", type=float, default=30.0, help="for how long they come (default 30)")
+    parser.add_argument("--folder", type=Path, help="where all of it lies (default: where temporary files do)")
     options = parser.parse_args()
     if shutil.which("redis-benchmark") is None:
         raise SystemExit("There is no redis-benchmark here: apt-get install redis-tools.")
-    with tempfile.TemporaryDirectory() as folder, asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+    place = tempfile.TemporaryDirectory(dir=options.folder)
+    with place as folder, asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         told = runner.run(run(options, Path(folder)))
     failures = list(missed(told))
     if options.json:
