@@ -89,6 +89,7 @@ def build(
         max_body_bytes=settings.max_body_bytes,
         keep_alive_s=settings.keep_alive_s,
         write_timeout_s=settings.write_timeout_s,
+        grammars=settings.grammars,
     )
     app = FastAPI(title="story-serving", version=__version__, lifespan=lifespan_of(engines, backing))
     mount(app, http)

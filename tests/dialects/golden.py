@@ -18,7 +18,7 @@ from typing import Any
 
 import httpx
 
-from serving.core import JsonFormat, LogitsRules, PreparedRequest, Sampling
+from serving.core import Grammar, JsonFormat, LogitsRules, PreparedRequest, Sampling
 from serving.edge.headers import EXPOSED, REQUEST_ID, RETRY_AFTER
 from serving.engine.scripted import Chunk, ScriptedEngine
 from serving.prompting.prepare import Prompting
@@ -130,7 +130,7 @@ def describe(choice: PreparedRequest, prompting: Prompting) -> dict[str, Any]:
     for name, default in _DEFAULTS.items():
         value = getattr(choice, name)
         if name not in _NOT_TOLD and value != default:
-            told[name] = dataclasses.asdict(value) if isinstance(value, JsonFormat) else value
+            told[name] = dataclasses.asdict(value) if isinstance(value, JsonFormat | Grammar) else value
     told["max_tokens"] = _limit(choice)
     if choice.rules is not None:
         told["rules"] = _rules(choice.rules, prompting)
