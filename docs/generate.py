@@ -209,7 +209,7 @@ def models() -> str:
         (
             [
                 f"`{field.name}`",
-                "table" if field.name in optional else "string",
+                "table" if field.name in optional else "boolean" if hints[field.name] is bool else "string",
                 "required" if field.name in required - optional else "",
                 field.metadata["doc"],
             ]

@@ -40,6 +40,7 @@ from serving.openapi import Description
 from serving.pipeline import Pipeline, ServedModel
 from serving.prompting.prepare import Prompting
 from serving.settings import ModelSettings, Settings, SettingsError
+from serving.stock import Stock, Ways
 
 DIALECTS: tuple[Dialect, ...] = (DreamGen(), OpenAI(), Livepeer())
 
@@ -70,10 +71,8 @@ def build(
     """The service; `loaders` by model id replace the local engines, `open_books` the store that the settings name."""
     pepper = load_pepper(settings.data_dir, settings.key_pepper)
     plans = _plans(settings)
-    key = None
-    if settings.demo_account:
-        key = ConfiguredKey(settings.api_key or demo_key(pepper), DEMO_ACCOUNT, settings.demo_plan)
-    models = {model.id: _served(model) for model in settings.models}
+    key = _configured_key(settings, pepper)
+    models = {model.id: _served(model) for model in settings.models if not model.standby}
     admission = Admission(settings.max_running_choices)
     telemetry.RUNNING.set_function(lambda: admission.running_choices)
 
@@ -81,11 +80,19 @@ def build(
         return Pipeline(models, engines, ledger, admission)
 
     backing = Backing(partial(open_books, settings), pipeline, plans, pepper, key)
-    loaders = loaders or local_loaders(settings)
-    engines = EngineRegistry({model: _after(backing, load) for model, load in loaders.items()}, _tell_engine_up)
+
+    def loader(model: ModelSettings) -> Loader:
+        given = (loaders or {}).get(model.id)
+        return _after(backing, given or local(model.path, revision=model.revision, engine=model.engine))
+
+    known = {model.id: model for model in settings.models}
+    engines = EngineRegistry({model: loader(known[model]) for model in models}, _tell_engine_up)
+    ways, beside = Ways(_served, loader), settings.replace_beside
+    stock = Stock(models, model_infos(settings), engines, known, ways, folder=settings.models_dir, beside=beside)
     http = Http(
         backend=backing.backend,
-        models=model_infos(settings),
+        models=stock,
+        admin_key=settings.admin_key,
         max_body_bytes=settings.max_body_bytes,
         keep_alive_s=settings.keep_alive_s,
         write_timeout_s=settings.write_timeout_s,
@@ -96,7 +103,7 @@ def build(
     mount_errors(app)
     mount_operations(app, engines, admission, backing)
     if settings.admin_key:
-        mount_admin(app, settings.admin_key, partial(_admin, backing, plans), tuple(models), settings.write_timeout_s)
+        mount_admin(app, settings.admin_key, partial(_admin, backing, plans), stock.known, settings.write_timeout_s)
     if settings.cors_origins:
         app.add_middleware(
             CORSMiddleware,
@@ -106,6 +113,12 @@ def build(
             expose_headers=EXPOSED,
         )
     return Service(app, engines, admission, backing, key.text if key else None)
+
+
+def _configured_key(settings: Settings, pepper: bytes) -> ConfiguredKey | None:
+    if not settings.demo_account:
+        return None
+    return ConfiguredKey(settings.api_key or demo_key(pepper), DEMO_ACCOUNT, settings.demo_plan)
 
 
 def _admin(backing: Backing, plans: Mapping[str, Plan]) -> Admin:
@@ -142,20 +155,18 @@ def _served(model: ModelSettings) -> ServedModel:
 
 
 def _tell_engine_up(model: str, state: State) -> None:
+    if state == "unloaded":  # nobody misses it
+        telemetry.ENGINE_UP.remove(model)
+        return
     telemetry.ENGINE_UP.labels(model).set(state == "ready")
     if state == "ready":
         telemetry.keep_engine_series()
 
 
-def local_loaders(settings: Settings) -> dict[str, Loader]:
-    """Each configured model as a vLLM engine in this process."""
-    return {model.id: local(model.path, revision=model.revision, engine=model.engine) for model in settings.models}
-
-
 def model_infos(settings: Settings) -> tuple[ModelInfo, ...]:
     """The models as dialects list them: the default one first."""
     now = int(time.time())
-    infos = [ModelInfo(model.id, now, model.price) for model in settings.models]
+    infos = [ModelInfo(model.id, now, model.price) for model in settings.models if not model.standby]
     return tuple(sorted(infos, key=lambda info: info.id != settings.default_model))
 
 

@@ -38,6 +38,8 @@ def test_a_whole_file(tmp_path: Path) -> None:
         extend_s = 3
         cors_origins = ["https://a", "https://b"]
         default_model = "n"
+        models_dir = "/"
+        replace_beside = false
         max_body_bytes = 10
         max_running_choices = 2
         grammars = true
