@@ -7,7 +7,8 @@ import asyncio
 import os
 import signal
 import sys
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 from loadtests.ledger_app import Tallied, Tally
@@ -82,7 +83,7 @@ async def serve(point: str, url: str, folder: Path) -> None:
     engine = ScriptedEngine(lambda request: ["word"] * TOKENS, gate=gate(point, lambda: ledger), vocab_size=3000)
     tallied = Tallied(engine, Tally(folder / "tally"))
     models = {"m": ServedModel("m", Prompting.load(str(DEMO_MODEL_DIR)), PRICE)}
-    pipeline = Pipeline(models, _Engines({"m": tallied}), ledger, Admission(1))
+    pipeline = Pipeline(models, _Engines(tallied), ledger, Admission(1))
     asked = GenerationRequest(REQUEST, "m", (RawPrompt("Once upon a time"),), stopping=Stopping(max_tokens=20))
     async for _ in pipeline.generate(CALLER, asked):
         pass
@@ -91,11 +92,14 @@ async def serve(point: str, url: str, folder: Path) -> None:
 
 
 class _Engines:
-    def __init__(self, engines: Mapping[str, Tallied]) -> None:
-        self._engines = engines
+    def __init__(self, engine: Tallied) -> None:
+        self._engine = engine
 
     def get(self, model: str) -> Tallied:
-        return self._engines[model]
+        return self._engine
+
+    def use(self, model: str) -> AbstractContextManager[Tallied]:
+        return nullcontext(self._engine)
 
 
 if __name__ == "__main__":
