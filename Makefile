@@ -22,7 +22,7 @@ test: .venv/test.stamp ## run all tests, with a real engine on this machine
 	.venv/bin/python -m pytest
 
 clients: needed .venv/clients.stamp tests/clients/node_modules/.stamp ## run the tests with the published clients
-	.venv/bin/python -m pytest tests/clients
+	deploy/with-node.sh .venv/bin/python -m pytest tests/clients
 
 system-deps: ## install what these need of Debian (as root)
 	@deploy/system-deps.sh
@@ -58,6 +58,6 @@ clean: ## remove what make installed
 	@deploy/setup.sh $(ENGINE_LOCK) requirements/test.lock requirements/clients.lock
 	@touch $@
 
-tests/clients/node_modules/.stamp: tests/clients/package-lock.json
-	cd tests/clients && npm ci
+tests/clients/node_modules/.stamp: tests/clients/package-lock.json .venv/clients.stamp
+	cd tests/clients && ../../deploy/with-node.sh npm ci
 	@touch $@

@@ -6,7 +6,6 @@ set -euo pipefail
 
 # Each is the name of a command and of the package that holds it.
 PACKAGES=(chromium espeak-ng redis-server)
-LEAST_NODE=20
 
 say() { printf '%s\n' "$*" >&2; }
 
@@ -16,15 +15,11 @@ missing() {
 }
 
 check() {
-    local absent found
+    local absent
     absent=$(missing)
-    [ -z "$absent" ] || say "Not installed: ${absent% }. As root: make system-deps"
-    found=$(node -p 'process.versions.node' 2>/dev/null || echo none)
-    if ! command -v npm >/dev/null || [ "$found" = none ] || [ "${found%%.*}" -lt "$LEAST_NODE" ]; then
-        say "Node.js $LEAST_NODE or newer with npm is needed; found: $found. See https://nodejs.org"
-        return 1
-    fi
-    [ -z "$absent" ]
+    [ -z "$absent" ] && return
+    say "Not installed: ${absent% }. As root: make system-deps"
+    return 1
 }
 
 install() {
