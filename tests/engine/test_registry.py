@@ -18,6 +18,10 @@ def loads(engine: Engine) -> Loader:
     return load
 
 
+def nothing() -> None:
+    """For a change of which nobody is told."""
+
+
 async def fails() -> Engine:
     raise OSError("no such folder: /models/x")
 
@@ -141,7 +145,7 @@ async def test_an_engine_is_ended_when_nobody_uses_it(beside: bool) -> None:
         await answer(old, ask())
         with pytest.raises(UnknownModel if beside else Overloaded):
             registry.get("a")
-        for refused in (registry.replace("b", "d", fails, list), registry.unload("b", list)):
+        for refused in (registry.replace("b", "d", fails, nothing), registry.unload("b", nothing)):
             with pytest.raises(Conflict):
                 await refused
     await change
@@ -168,13 +172,13 @@ async def test_an_engine_that_cannot_be_loaded_replaces_nothing(beside: bool) ->
     registry.start()
     await registry.wait_loaded()
     with pytest.raises(OSError, match="/models/x"):
-        await registry.replace("a", "b", fails, list, beside=beside)
+        await registry.replace("a", "b", fails, nothing, beside=beside)
     assert registry.state("a") == "ready"
     assert (registry.get("a") is old) == beside
     await answer(registry.get("a"), ask())
-    await registry.unload("a", list)
+    await registry.unload("a", nothing)
     assert (list(registry.models), registry.ready) == ([], True)
-    await registry.replace(None, "c", loads(ScriptedEngine()), list, beside=beside)
+    await registry.replace(None, "c", loads(ScriptedEngine()), nothing, beside=beside)
     assert list(registry.models) == ["c"]
     await registry.shutdown()
 
@@ -189,7 +193,7 @@ async def test_where_neither_can_be_loaded_the_process_is_told() -> None:
     registry.start()
     await registry.wait_loaded()
     with pytest.raises(OSError, match="/models/x"):
-        await registry.replace("a", "b", fails, list, beside=False)
+        await registry.replace("a", "b", fails, nothing, beside=False)
     assert "model a" in await asyncio.wait_for(registry.wait_failed(), 5)
     await registry.shutdown()
 
@@ -204,7 +208,7 @@ async def test_shutdown_ends_a_change_and_what_it_was_to_end(beside: bool) -> No
         await asyncio.Event().wait()
         raise AssertionError
 
-    change = asyncio.create_task(registry.replace("a", "b", load, list, beside=beside))
+    change = asyncio.create_task(registry.replace("a", "b", load, nothing, beside=beside))
     await begun.wait()
     await registry.shutdown()
     with pytest.raises(asyncio.CancelledError):
@@ -218,7 +222,7 @@ async def test_shutdown_ends_an_engine_that_is_still_used() -> None:
     old, new = ScriptedEngine(), ScriptedEngine()
     registry, _ = await loaded(a=old)
     with registry.use("a"):
-        await registry.replace("a", "b", loads(new), list)
+        await registry.replace("a", "b", loads(new), nothing)
         await old.check_health()
         await registry.shutdown()
     for engine in (old, new):
