@@ -18,7 +18,7 @@ import serving.errors
 from serving import core, telemetry
 from serving.admin.routes import ROUTES
 from serving.app import DIALECTS
-from serving.dialects.base import Dialect
+from serving.dialects.base import Dialect, posted
 from serving.errors import ServingError
 from serving.settings import ModelSettings, Settings
 
@@ -46,7 +46,7 @@ def table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
 
 def endpoints(dialect: Dialect) -> str:
     def rows() -> Iterator[list[str]]:
-        for endpoint in dialect.endpoints:
+        for endpoint in posted(dialect):
             yield [
                 f"`POST {endpoint.path}`",
                 endpoint.summary,
@@ -152,14 +152,14 @@ def settings() -> str:
 def models() -> str:
     hints = get_type_hints(ModelSettings)
     required = {field.name for field in fields(ModelSettings) if _default(field.default) == "required"}
-    optional = {"engine", "price"}
+    tables = {"engine", "price", "categories"}
     return table(
         ("Key", "Type", "", "Meaning"),
         (
             [
                 f"`{field.name}`",
-                "table" if field.name in optional else "string",
-                "required" if field.name in required - optional else "",
+                "table" if field.name in tables else "number" if hints[field.name] is float else "string",
+                "required" if field.name in required - tables else "",
                 field.metadata["doc"],
             ]
             for field in fields(ModelSettings)
@@ -229,7 +229,7 @@ def tables() -> dict[str, str]:
     told |= {"admin routes": admin_routes(), "admin fields": admin_fields()}
     for dialect in DIALECTS:
         told[f"{dialect.name} endpoints"] = endpoints(dialect)
-        for endpoint in dialect.endpoints:
+        for endpoint in posted(dialect):
             told[f"{dialect.name} {endpoint.name}"] = request_fields(endpoint.wire)
     return told
 

@@ -25,20 +25,22 @@ from serving.admin.mount import mount_admin
 from serving.admission import Admission
 from serving.backing import Backing, ConfiguredKey
 from serving.core import Plan
-from serving.dialects.base import Dialect, Endpoint, Listing, ModelInfo
+from serving.dialects.base import Dialect, Listing, ModelInfo, Moderation, Posted, posted
 from serving.dialects.dreamgen.translate import DreamGen
 from serving.dialects.http import Exchange, Http, listing_response
 from serving.dialects.openai.dialect import OpenAI
 from serving.edge.headers import EXPOSED, error_headers
-from serving.engine.base import Engine
-from serving.engine.registry import EngineRegistry, Loader, State, local
+from serving.engine.base import Engine, TaskEngine
+from serving.engine.registry import EngineRegistry, Loader, State, local, pooling
 from serving.errors import MethodNotAllowed, NotFound
 from serving.ledger.base import Ledger
 from serving.ledger.open import Opened, open_ledger
 from serving.openapi import Description
 from serving.pipeline import Pipeline, ServedModel
 from serving.prompting.prepare import Prompting
+from serving.prompting.texts import Texts
 from serving.settings import ModelSettings, Settings, SettingsError
+from serving.tasks import TaskModel, Tasks
 
 DIALECTS: tuple[Dialect, ...] = (DreamGen(), OpenAI())
 
@@ -72,14 +74,18 @@ def build(
     key = None
     if settings.demo_account:
         key = ConfiguredKey(settings.api_key or demo_key(pepper), DEMO_ACCOUNT, settings.demo_plan)
-    models = {model.id: _served(model) for model in settings.models}
+    models = {model.id: _served(model) for model in settings.models if model.kind == "generation"}
+    task_models = {model.id: _task_model(model) for model in settings.models if model.kind != "generation"}
     admission = Admission(settings.max_running_choices)
     telemetry.RUNNING.set_function(lambda: admission.running_choices)
 
     def pipeline(ledger: Ledger) -> Pipeline:
         return Pipeline(models, engines, ledger, admission)
 
-    backing = Backing(partial(open_books, settings), pipeline, plans, pepper, key)
+    def tasks(ledger: Ledger) -> Tasks:
+        return Tasks(task_models, engines, ledger, admission)
+
+    backing = Backing(partial(open_books, settings), pipeline, tasks, plans, pepper, key)
     loaders = loaders or local_loaders(settings)
     engines = EngineRegistry({model: _after(backing, load) for model, load in loaders.items()}, _tell_engine_up)
     http = Http(
@@ -94,7 +100,8 @@ def build(
     mount_errors(app)
     mount_operations(app, engines, admission, backing)
     if settings.admin_key:
-        mount_admin(app, settings.admin_key, partial(_admin, backing, plans), tuple(models), settings.write_timeout_s)
+        ids = tuple(model.id for model in settings.models)
+        mount_admin(app, settings.admin_key, partial(_admin, backing, plans), ids, settings.write_timeout_s)
     if settings.cors_origins:
         app.add_middleware(
             CORSMiddleware,
@@ -124,7 +131,7 @@ def _plans(settings: Settings) -> Mapping[str, Plan]:
 def _after(backing: Backing, load: Loader) -> Loader:
     """Engines fork processes: not while the books may start one."""
 
-    async def loaded() -> Engine:
+    async def loaded() -> Engine | TaskEngine:
         await backing.wait_tried()
         return await load()
 
@@ -139,6 +146,14 @@ def _served(model: ModelSettings) -> ServedModel:
     return ServedModel(model.id, prompting, model.price)
 
 
+def _task_model(model: ModelSettings) -> TaskModel:
+    try:
+        texts = Texts.load(model.path, model.revision)
+    except (OSError, ValueError) as error:
+        raise SettingsError(f"The model {model.id} cannot be used: {error}.") from error
+    return TaskModel(model.id, model.price, texts.prepare)
+
+
 def _tell_engine_up(model: str, state: State) -> None:
     telemetry.ENGINE_UP.labels(model).set(state == "ready")
     if state == "ready":
@@ -147,14 +162,25 @@ def _tell_engine_up(model: str, state: State) -> None:
 
 def local_loaders(settings: Settings) -> dict[str, Loader]:
     """Each configured model as a vLLM engine in this process."""
-    return {model.id: local(model.path, revision=model.revision, engine=model.engine) for model in settings.models}
+    return {model.id: _local_loader(model) for model in settings.models}
+
+
+def _local_loader(model: ModelSettings) -> Loader:
+    if model.kind == "generation":
+        return local(model.path, revision=model.revision, engine=model.engine)
+    return pooling(model.path, model.kind, revision=model.revision, engine=model.engine)
 
 
 def model_infos(settings: Settings) -> tuple[ModelInfo, ...]:
     """The models as dialects list them: the default one first."""
     now = int(time.time())
-    infos = [ModelInfo(model.id, now, model.price) for model in settings.models]
+    infos = [_model_info(model, now) for model in settings.models]
     return tuple(sorted(infos, key=lambda info: info.id != settings.default_model))
+
+
+def _model_info(model: ModelSettings, now: int) -> ModelInfo:
+    moderation = Moderation(model.categories, model.threshold) if model.kind == "classification" else None
+    return ModelInfo(model.id, now, model.price, model.kind, moderation)
 
 
 def lifespan_of(engines: EngineRegistry, backing: Backing) -> Callable[[FastAPI], Any]:
@@ -181,10 +207,8 @@ def mount(app: FastAPI, http: Http) -> None:
     description = Description(DIALECTS)
     for dialect in DIALECTS:
         for prefix in dialect.prefixes:
-            for endpoint in dialect.endpoints:
-                _add(
-                    app, prefix, dialect, endpoint, ("POST",), description, partial(_generate, http, dialect, endpoint)
-                )
+            for endpoint in posted(dialect):
+                _add(app, prefix, dialect, endpoint, ("POST",), description, partial(_post, http, dialect, endpoint))
             for listing in dialect.listings:
                 _add(
                     app, prefix, dialect, listing, listing.methods, description, partial(_list, http, dialect, listing)
@@ -196,7 +220,7 @@ def _add(
     app: FastAPI,
     prefix: str,
     dialect: Dialect,
-    endpoint: Endpoint[Any] | Listing[Any],
+    endpoint: Posted | Listing[Any],
     methods: tuple[str, ...],
     description: Description,
     handle: Callable[[Request], Awaitable[Response]],
@@ -217,7 +241,7 @@ def _add(
         )
 
 
-async def _generate(http: Http, dialect: Dialect, endpoint: Endpoint[Any], request: Request) -> Response:
+async def _post(http: Http, dialect: Dialect, endpoint: Posted, request: Request) -> Response:
     return Exchange(http, dialect, endpoint, request)
 
 

@@ -21,6 +21,7 @@ from serving.ledger.base import CHANGES, Ledger
 from serving.ledger.open import Opened
 from serving.ledger.store import Store
 from serving.pipeline import Pipeline
+from serving.tasks import Tasks
 
 log = logging.getLogger(__name__)
 
@@ -45,12 +46,14 @@ class Backing:
         self,
         opening: Callable[[], AbstractAsyncContextManager[Opened]],
         pipeline_of: Callable[[Ledger], Pipeline],
+        tasks_of: Callable[[Ledger], Tasks],
         plans: Mapping[str, Plan],
         pepper: bytes,
         key: ConfiguredKey | None,
     ) -> None:
         self._opening = opening
         self._pipeline_of = pipeline_of
+        self._tasks_of = tasks_of
         self._plans = plans
         self._pepper = pepper
         self._key = key
@@ -126,7 +129,9 @@ class Backing:
         works = [asyncio.create_task(_always(keys.patrol))]
         if store is not None:
             works.append(asyncio.create_task(_always(partial(_hear, store, keys))))
-        self.opened, self._backend = opened, Backend(keys, opened.books, self._pipeline_of(opened.ledger))
+        ledger = opened.ledger
+        self._backend = Backend(keys, opened.books, self._pipeline_of(ledger), self._tasks_of(ledger))
+        self.opened = opened
         self.state = "open"
         self._tried.set()
         self._decided.set()

@@ -6,6 +6,7 @@ import pytest
 
 from docs.generate import FOLDER, PAGES, filled, names, tables
 from serving.app import DIALECTS
+from serving.dialects.base import Endpoint, posted
 from serving.errors import ServingError
 from serving.settings import Settings
 
@@ -36,8 +37,8 @@ def test_nothing_is_left_out() -> None:
 
 def test_every_field_of_a_request_has_a_meaning() -> None:
     for dialect in DIALECTS:
-        for endpoint in dialect.endpoints:
+        for endpoint in posted(dialect):
             _, _, *rows = tables()[f"{dialect.name} {endpoint.name}"].splitlines()
             cells = [row.removesuffix(" |").split(" | ") for row in rows]
-            assert len(cells) > 20
+            assert len(cells) > (20 if isinstance(endpoint, Endpoint) else 1)
             assert [cell[0] for cell in cells if not cell[-1].strip()] == []

@@ -11,13 +11,13 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from serving.engine.base import Engine
+from serving.engine.base import Engine, TaskEngine
 from serving.errors import EngineFailed, Overloaded, ServingError, UnknownModel
 
 logger = logging.getLogger(__name__)
 
 State = Literal["loading", "ready", "failed", "closed"]
-Loader = Callable[[], Awaitable[Engine]]
+Loader = Callable[[], Awaitable[Engine | TaskEngine]]
 Progress = Callable[[str, State], None]
 LOADING_RETRY_S = 5.0
 
@@ -38,6 +38,24 @@ def local(
     return load
 
 
+def pooling(
+    model: str,
+    kind: Literal["embedding", "classification"],
+    *,
+    revision: str | None = None,
+    engine: Mapping[str, Any] | None = None,
+) -> Loader:
+    """A loader of an engine for tasks of this kind; the rest is as for `local`."""
+
+    async def load() -> TaskEngine:
+        module = await asyncio.to_thread(importlib.import_module, "serving.engine.pooling")
+        made = {"embedding": module.Embedder, "classification": module.Classifier}[kind]
+        loaded: TaskEngine = await made.load(model, revision=revision, engine=engine)
+        return loaded
+
+    return load
+
+
 @dataclass(slots=True)
 class _Entry:
     """One model. `reason` says in words why it failed."""
@@ -45,7 +63,7 @@ class _Entry:
     load: Loader
     state: State = "loading"
     reason: str = ""
-    engine: Engine | None = None
+    engine: Engine | TaskEngine | None = None
     watch: asyncio.Task[None] | None = field(default=None, repr=False)
 
 
@@ -74,7 +92,7 @@ class EngineRegistry:
                 entry.watch = asyncio.create_task(self._watch(model, entry.engine))
                 self._change(model, "ready")
 
-    async def _watch(self, model: str, engine: Engine) -> None:
+    async def _watch(self, model: str, engine: Engine | TaskEngine) -> None:
         await engine.wait_dead()
         self._fail(model, "its engine died")
 
@@ -105,6 +123,19 @@ class EngineRegistry:
 
     def get(self, model: str) -> Engine:
         """Raises UnknownModel, Overloaded (loading, closed), EngineFailed (failed to load, or died)."""
+        engine = self._ready(model)
+        if isinstance(engine, TaskEngine):
+            raise _unknown()
+        return engine
+
+    def task(self, model: str) -> TaskEngine:
+        """As `get`, for a model that does tasks."""
+        engine = self._ready(model)
+        if not isinstance(engine, TaskEngine):
+            raise _unknown()
+        return engine
+
+    def _ready(self, model: str) -> Engine | TaskEngine:
         entry = self._entry(model)
         if entry.state == "ready" and entry.engine is not None:
             return entry.engine
@@ -112,7 +143,7 @@ class EngineRegistry:
 
     def _entry(self, model: str) -> _Entry:
         if model not in self._entries:
-            raise UnknownModel("There is no such model.", param="model")
+            raise _unknown()
         return self._entries[model]
 
     async def wait_loaded(self) -> None:
@@ -144,6 +175,10 @@ class EngineRegistry:
         for result in results:
             if isinstance(result, Exception):
                 logger.error("an engine did not shut down cleanly", exc_info=result)
+
+
+def _unknown() -> UnknownModel:
+    return UnknownModel("There is no such model.", param="model")
 
 
 def _unavailable(entry: _Entry) -> ServingError:
