@@ -38,7 +38,7 @@ from serving.ledger.open import Opened, open_ledger
 from serving.openapi import Description
 from serving.pipeline import Pipeline, ServedModel
 from serving.prompting.prepare import Prompting
-from serving.prompting.texts import Texts
+from serving.prompting.texts import Texts, labels_of
 from serving.settings import ModelSettings, Settings, SettingsError
 from serving.tasks import TaskModel, Tasks
 
@@ -149,8 +149,11 @@ def _served(model: ModelSettings) -> ServedModel:
 def _task_model(model: ModelSettings) -> TaskModel:
     try:
         texts = Texts.load(model.path, model.revision)
+        labels = labels_of(model.path, model.revision) if model.categories else ()
     except (OSError, ValueError) as error:
         raise SettingsError(f"The model {model.id} cannot be used: {error}.") from error
+    if unknown := sorted(set(model.categories) - set(labels)):
+        raise SettingsError(f"{model.id}: categories: the model has no label {unknown[0]!r}: {', '.join(labels)}.")
     return TaskModel(model.id, model.price, texts.prepare)
 
 

@@ -43,7 +43,7 @@ class ModelSettings:
     )
     categories: Mapping[str, str] = field(
         default_factory=dict,
-        metadata={"doc": "Of a classification model: its labels, and the category that each means."},
+        metadata={"doc": "Of a classification model: those of its labels that are told, and the category of each."},
     )
     threshold: float = field(
         default=0.5, metadata={"doc": "Of a classification model: the score from which a category applies."}
@@ -134,6 +134,8 @@ def _model(table: Any, where: str, folder: Path) -> ModelSettings:  # noqa: ANN4
     missing = [f.name for f in fields(ModelSettings) if f.default is MISSING and f.default_factory is MISSING]
     if values.get("kind", "generation") == "generation":
         missing.append("template")
+    if values.get("kind") == "classification":
+        missing.append("categories")
     if absent := [name for name in missing if name not in values]:
         raise SettingsError(f"{where} lacks {', '.join(absent)}.")
     price = _table(values.pop("price", {}), f"{where}.price")

@@ -120,6 +120,7 @@ WRONG_FILES = {
     TASK_MODELS: "No model of the kind generation",
     f"default_model = 'e'\n{MODEL}{TASK_MODELS}": "default_model 'e'",
     MODEL + MODEL.replace('"m"', '"n"') + "kind = 'embeddings'": "kind must be one of generation, embedding",
+    MODEL + "[[models]]\nid = 'c'\npath = 'c'\nkind = 'classification'": "models[1] lacks categories",
     MODEL + "threshold = 1.5": "threshold must be from 0 to 1",
     MODEL + "categories = ['a']": "categories must be a table",
     MODEL + "categories = { a = 1 }": "categories must name a category for each label",

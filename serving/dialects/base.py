@@ -32,8 +32,8 @@ from serving.prompting.roles import split_model
 
 @dataclass(frozen=True, slots=True)
 class Moderation:
-    """How a classifier's scores are told: the category that each of its labels means (no entries: each label is one),
-    and the score from which one applies."""
+    """How a classifier's scores are told: the category that each of its labels means (those that are not here are not
+    told), and the score from which one applies."""
 
     categories: Mapping[str, str]
     threshold: float

@@ -6,6 +6,7 @@ Laws: contents are data: a special token spelled in a text is plain text. They a
 """
 
 import asyncio
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -20,6 +21,12 @@ MOST_TOKENS = 300_000
 
 _MOST_CHARS = 1_000_000
 """Of one input: more could be more than a million tokens, whose ids alone hold the interpreter lock for long."""
+
+
+def labels_of(source: str, revision: str | None = None) -> tuple[str, ...]:
+    """What a classifier tells apart, by its configuration or transformers' default. Blocks, as `Texts.load` does."""
+    config = json.loads((model_folder(source, revision) / "config.json").read_text(encoding="utf-8"))
+    return tuple(config.get("id2label", {0: "LABEL_0", 1: "LABEL_1"}).values())
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,7 +25,7 @@ KEY = "sk-story-end-to-end"
 MODEL = "opus-v1-sm"
 LLAMA3 = "tests/llama3-tiny"
 LLAMA3_DIR = Path(__file__).parents[1] / "fixtures/llama3-tiny"
-EMBEDDER = "tests/embedder"
+EMBEDDER, CLASSIFIER = "tests/embedder", "tests/classifier"
 START_S = 300
 
 
@@ -123,6 +123,15 @@ path = "embedder"
 kind = "embedding"
 price = {{ input_per_1k = 1_000_000 }}
 engine = {{ kv_cache_memory_bytes = 67_108_864 }}
+
+[[models]]
+id = "{CLASSIFIER}"
+path = "classifier"
+kind = "classification"
+threshold = 0.9
+categories = {{ harassment = "harassment", gore = "violence/graphic" }}
+price = {{ input_per_1k = 1_000_000 }}
+engine = {{ kv_cache_memory_bytes = 67_108_864 }}
 """
 
 
@@ -131,6 +140,7 @@ def demo() -> Iterator[ServerProcess]:
     """`serving serve` with models on real engines: the demo model, and random weights of the other kinds."""
     with tempfile.TemporaryDirectory() as folder:
         tiny.make_embedder(Path(folder) / "embedder")
+        tiny.make_classifier(Path(folder) / "classifier")
         config = Path(folder) / "serving.toml"
         config.write_text(CONFIG)
         server = start(["-m", "serving", "serve", "--config", str(config)], Path(folder))

@@ -6,7 +6,7 @@ from typing import Any
 import openai
 import pytest
 
-from tests.end_to_end.conftest import EMBEDDER, MODEL, ServerProcess
+from tests.end_to_end.conftest import CLASSIFIER, EMBEDDER, MODEL, ServerProcess
 from tests.tiny import CONTEXT_TOKENS, DIMENSIONS
 
 PER_UNIT = 1000
@@ -71,7 +71,22 @@ def test_a_text_that_is_too_long_and_dimensions_it_cannot_have(client: openai.Op
     charged.assert_units(0)
 
 
+def test_moderations(client: openai.OpenAI, demo: ServerProcess) -> None:
+    """The weights are random: what is flagged means nothing, and how it is told does."""
+    client.moderations.create(model=CLASSIFIER, input="warm")
+    charged = Charged(demo, CLASSIFIER)
+    told = client.moderations.create(model=CLASSIFIER, input=["the ship", "the sea"])
+    assert len(told.results) == 2
+    for result in told.results:
+        scores = result.category_scores
+        assert 0 < scores.harassment + scores.violence_graphic < 1
+        assert (scores.hate, result.categories.hate, result.category_applied_input_types.hate) == (0, False, [])
+        assert result.categories.harassment == (scores.harassment >= 0.9)
+        assert result.flagged == (result.categories.harassment or result.categories.violence_graphic)
+    charged.assert_units(9 + 8)
+
+
 def test_models_that_generate_come_first(client: openai.OpenAI) -> None:
     listed = [model.id for model in client.models.list()]
     assert listed[0] == MODEL
-    assert listed[-1] == EMBEDDER
+    assert listed[-2:] == [EMBEDDER, CLASSIFIER]

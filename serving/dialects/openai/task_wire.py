@@ -47,3 +47,36 @@ class EmbeddingList(msgspec.Struct):
     model: str
     usage: EmbeddingUsage
     object: Literal["list"] = "list"
+
+
+class ModerationPart(msgspec.Struct, kw_only=True):
+    """One part of a text; only text is understood."""
+
+    type: Annotated[str, Meta(description="Only `text` is understood.")]
+    text: Annotated[str | None, Meta(description="The text of the part.")] = None
+
+
+class ModerationRequest(msgspec.Struct, kw_only=True):
+    """`input`: a text, a list of texts, or the parts of one text."""
+
+    input: Annotated[
+        str | Annotated[list[str | ModerationPart], Meta(min_length=1, max_length=fields.MAX_INPUTS)],
+        Meta(description="A text, a list of texts, or the parts of one; 300,000 tokens in all."),
+    ]
+    model: Model = None
+
+
+class ModerationResult(msgspec.Struct):
+    """One text. `flagged`: some category applies. There is an entry for each of OpenAI's categories and of the model's;
+    those that the model does not know have the score 0 and are not among the applied input types."""
+
+    flagged: bool
+    categories: dict[str, bool]
+    category_scores: dict[str, float]
+    category_applied_input_types: dict[str, list[Literal["text"]]]
+
+
+class ModerationWire(msgspec.Struct):
+    id: str
+    model: str
+    results: list[ModerationResult]
