@@ -19,7 +19,7 @@ import serving.errors
 from serving import core, telemetry
 from serving.admin.routes import ROUTES
 from serving.app import DIALECTS
-from serving.dialects.base import Dialect
+from serving.dialects.base import Dialect, posted
 from serving.dialects.openai.preset import UnusedFields, declared
 from serving.errors import ServingError
 from serving.settings import ModelSettings, Settings
@@ -49,7 +49,7 @@ def table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
 
 def endpoints(dialect: Dialect) -> str:
     def rows() -> Iterator[list[str]]:
-        for endpoint in dialect.endpoints:
+        for endpoint in posted(dialect):
             yield [
                 f"`POST {endpoint.path}`",
                 endpoint.summary,
@@ -200,17 +200,21 @@ def settings() -> str:
     return table(("Key", "Variable", "Default", "Meaning"), rows())
 
 
+def _kind_of(name: str, hint: Any, tables: set[str]) -> str:  # noqa: ANN401  # a type
+    return "table" if name in tables else {float: "number", bool: "boolean"}.get(hint, "string")
+
+
 def models() -> str:
     hints = get_type_hints(ModelSettings)
     required = {field.name for field in fields(ModelSettings) if _default(field.default) == "required"}
-    optional = {"engine", "price"}
+    tables = {"engine", "price", "categories"}
     return table(
         ("Key", "Type", "", "Meaning"),
         (
             [
                 f"`{field.name}`",
-                "table" if field.name in optional else "boolean" if hints[field.name] is bool else "string",
-                "required" if field.name in required - optional else "",
+                _kind_of(field.name, hints[field.name], tables),
+                "required" if field.name in required - tables else "",
                 field.metadata["doc"],
             ]
             for field in fields(ModelSettings)
@@ -283,7 +287,7 @@ def tables() -> dict[str, str]:
         told[f"{dialect.name} endpoints"] = endpoints(dialect)
         if dialect.calls:
             told[f"{dialect.name} calls"] = call_fields(dialect)
-        for endpoint in dialect.endpoints:
+        for endpoint in posted(dialect):
             told[f"{dialect.name} {endpoint.name}"] = request_fields(endpoint.wire)
     return told
 

@@ -25,22 +25,24 @@ from serving.admin.mount import mount_admin
 from serving.admission import Admission
 from serving.backing import Backing, ConfiguredKey
 from serving.core import Plan
-from serving.dialects.base import Call, Dialect, Endpoint, Listing, ModelInfo
+from serving.dialects.base import Call, Dialect, Listing, ModelInfo, Moderation, Posted, posted
 from serving.dialects.dreamgen.translate import DreamGen
 from serving.dialects.http import Exchange, Http, call_response, listing_response
 from serving.dialects.livepeer.translate import Livepeer
 from serving.dialects.openai.dialect import OpenAI
 from serving.edge.headers import EXPOSED, error_headers
-from serving.engine.base import Engine
-from serving.engine.registry import EngineRegistry, Loader, State, local
+from serving.engine.base import Engine, TaskEngine
+from serving.engine.registry import EngineRegistry, Loader, State, local, pooling
 from serving.errors import MethodNotAllowed, NotFound
 from serving.ledger.base import Ledger
 from serving.ledger.open import Opened, open_ledger
 from serving.openapi import Description
 from serving.pipeline import Pipeline, ServedModel
 from serving.prompting.prepare import Prompting
+from serving.prompting.texts import Texts, labels_of
 from serving.settings import ModelSettings, Settings, SettingsError
 from serving.stock import Stock, Ways
+from serving.tasks import TaskModel, Tasks
 
 DIALECTS: tuple[Dialect, ...] = (DreamGen(), OpenAI(), Livepeer())
 
@@ -72,21 +74,24 @@ def build(
     pepper = load_pepper(settings.data_dir, settings.key_pepper)
     plans = _plans(settings)
     key = _configured_key(settings, pepper)
-    models = {model.id: _served(model) for model in settings.models if not model.standby}
+    known = {model.id: model for model in settings.models}
+    models = {model.id: _served(model) for model in settings.models if model.kind == "generation" and not model.standby}
+    task_models = {model.id: _task_model(model) for model in settings.models if model.kind != "generation"}
     admission = Admission(settings.max_running_choices)
     telemetry.RUNNING.set_function(lambda: admission.running_choices)
 
     def pipeline(ledger: Ledger) -> Pipeline:
         return Pipeline(models, engines, ledger, admission)
 
-    backing = Backing(partial(open_books, settings), pipeline, plans, pepper, key)
+    def tasks(ledger: Ledger) -> Tasks:
+        return Tasks(task_models, engines, ledger, admission)
+
+    backing = Backing(partial(open_books, settings), pipeline, tasks, plans, pepper, key)
 
     def loader(model: ModelSettings) -> Loader:
-        given = (loaders or {}).get(model.id)
-        return _after(backing, given or local(model.path, revision=model.revision, engine=model.engine))
+        return _after(backing, (loaders or {}).get(model.id) or local_loader(model))
 
-    known = {model.id: model for model in settings.models}
-    engines = EngineRegistry({model: loader(known[model]) for model in models}, _tell_engine_up)
+    engines = EngineRegistry({model: loader(known[model]) for model in (*models, *task_models)}, _tell_engine_up)
     ways, beside = Ways(_served, loader), settings.replace_beside
     stock = Stock(models, model_infos(settings), engines, known, ways, folder=settings.models_dir, beside=beside)
     http = Http(
@@ -139,7 +144,7 @@ def _plans(settings: Settings) -> Mapping[str, Plan]:
 def _after(backing: Backing, load: Loader) -> Loader:
     """Engines fork processes: not while the books may start one."""
 
-    async def loaded() -> Engine:
+    async def loaded() -> Engine | TaskEngine:
         await backing.wait_tried()
         return await load()
 
@@ -154,6 +159,17 @@ def _served(model: ModelSettings) -> ServedModel:
     return ServedModel(model.id, prompting, model.price)
 
 
+def _task_model(model: ModelSettings) -> TaskModel:
+    try:
+        texts = Texts.load(model.path, model.revision)
+        labels = labels_of(model.path, model.revision) if model.categories else ()
+    except (OSError, ValueError) as error:
+        raise SettingsError(f"The model {model.id} cannot be used: {error}.") from error
+    if unknown := sorted(set(model.categories) - set(labels)):
+        raise SettingsError(f"{model.id}: categories: the model has no label {unknown[0]!r}: {', '.join(labels)}.")
+    return TaskModel(model.id, model.price, texts.prepare)
+
+
 def _tell_engine_up(model: str, state: State) -> None:
     if state == "unloaded":  # nobody misses it
         telemetry.ENGINE_UP.remove(model)
@@ -163,11 +179,23 @@ def _tell_engine_up(model: str, state: State) -> None:
         telemetry.keep_engine_series()
 
 
+def local_loader(model: ModelSettings) -> Loader:
+    """A configured model as a vLLM engine in this process."""
+    if model.kind == "generation":
+        return local(model.path, revision=model.revision, engine=model.engine)
+    return pooling(model.path, model.kind, revision=model.revision, engine=model.engine)
+
+
 def model_infos(settings: Settings) -> tuple[ModelInfo, ...]:
     """The models as dialects list them: the default one first."""
     now = int(time.time())
-    infos = [ModelInfo(model.id, now, model.price) for model in settings.models if not model.standby]
+    infos = [_model_info(model, now) for model in settings.models if not model.standby]
     return tuple(sorted(infos, key=lambda info: info.id != settings.default_model))
+
+
+def _model_info(model: ModelSettings, now: int) -> ModelInfo:
+    moderation = Moderation(model.categories, model.threshold) if model.kind == "classification" else None
+    return ModelInfo(model.id, now, model.price, model.kind, moderation)
 
 
 def lifespan_of(engines: EngineRegistry, backing: Backing) -> Callable[[FastAPI], Any]:
@@ -194,10 +222,8 @@ def mount(app: FastAPI, http: Http) -> None:
     description = Description(DIALECTS)
     for dialect in DIALECTS:
         for prefix in dialect.prefixes:
-            for endpoint in dialect.endpoints:
-                _add(
-                    app, prefix, dialect, endpoint, ("POST",), description, partial(_generate, http, dialect, endpoint)
-                )
+            for endpoint in posted(dialect):
+                _add(app, prefix, dialect, endpoint, ("POST",), description, partial(_post, http, dialect, endpoint))
             for listing in dialect.listings:
                 _add(
                     app, prefix, dialect, listing, listing.methods, description, partial(_list, http, dialect, listing)
@@ -212,7 +238,7 @@ def _add(
     app: FastAPI,
     prefix: str,
     dialect: Dialect,
-    endpoint: Endpoint[Any] | Listing[Any] | Call[Any],
+    endpoint: Posted | Listing[Any] | Call[Any],
     methods: tuple[str, ...],
     description: Description,
     handle: Callable[[Request], Awaitable[Response]],
@@ -233,7 +259,7 @@ def _add(
         )
 
 
-async def _generate(http: Http, dialect: Dialect, endpoint: Endpoint[Any], request: Request) -> Response:
+async def _post(http: Http, dialect: Dialect, endpoint: Posted, request: Request) -> Response:
     return Exchange(http, dialect, endpoint, request)
 
 

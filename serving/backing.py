@@ -21,6 +21,7 @@ from serving.ledger.base import CHANGES, STOP, Ledger
 from serving.ledger.open import Opened
 from serving.ledger.store import Store
 from serving.pipeline import Pipeline
+from serving.tasks import Tasks
 
 log = logging.getLogger(__name__)
 
@@ -45,12 +46,14 @@ class Backing:
         self,
         opening: Callable[[], AbstractAsyncContextManager[Opened]],
         pipeline_of: Callable[[Ledger], Pipeline],
+        tasks_of: Callable[[Ledger], Tasks],
         plans: Mapping[str, Plan],
         pepper: bytes,
         key: ConfiguredKey | None,
     ) -> None:
         self._opening = opening
         self._pipeline_of = pipeline_of
+        self._tasks_of = tasks_of
         self._plans = plans
         self._pepper = pepper
         self._key = key
@@ -123,7 +126,8 @@ class Backing:
         if self._key is not None:
             with contextlib.suppress(Overloaded):  # it is done when the key is first used
                 await keys.adopt(self._key.text, self._key.account, self._key.plan)
-        backend = Backend(keys, opened.books, self._pipeline_of(opened.ledger))
+        ledger = opened.ledger
+        backend = Backend(keys, opened.books, self._pipeline_of(ledger), self._tasks_of(ledger))
         works = [asyncio.create_task(_always(keys.patrol))]
         if store is not None:
             works.append(asyncio.create_task(_always(partial(_hear, store, backend))))

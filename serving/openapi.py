@@ -7,7 +7,7 @@ import msgspec
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 
-from serving.dialects.base import Call, Dialect, Endpoint, Listing
+from serving.dialects.base import Call, Dialect, Endpoint, Listing, Posted, posted
 from serving.edge.description import parameters
 
 _SECURITY_SCHEME = "bearer"
@@ -20,7 +20,7 @@ class Description:
         models: list[type[msgspec.Struct | str]] = []
         for dialect in dialects:
             models.append(dialect.error_schema)
-            asked: tuple[Endpoint[Any] | Call[Any], ...] = (*dialect.endpoints, *dialect.calls)
+            asked: tuple[Posted | Call[Any], ...] = (*posted(dialect), *dialect.calls)
             for endpoint in asked:
                 models += [endpoint.wire, endpoint.answer]
             models += [listing.answer for listing in dialect.listings]
@@ -28,7 +28,7 @@ class Description:
         references, self._schemas = msgspec.json.schema_components(unique, ref_template="#/components/schemas/{name}")
         self._references = dict(zip(unique, references, strict=True))
 
-    def operation(self, dialect: Dialect, endpoint: Endpoint[Any] | Listing[Any] | Call[Any]) -> dict[str, Any]:
+    def operation(self, dialect: Dialect, endpoint: Posted | Listing[Any] | Call[Any]) -> dict[str, Any]:
         """FastAPI's `openapi_extra` for one endpoint."""
         answer = {"schema": self._references[endpoint.answer]}
         error = {"application/json": {"schema": self._references[dialect.error_schema]}}
@@ -43,7 +43,7 @@ class Description:
             operation["parameters"] = list(parameters(endpoint.path, endpoint.query))
             return operation
         body = {"application/json": {"schema": self._references[endpoint.wire]}}
-        operation["requestBody"] = {"required": isinstance(endpoint, Endpoint), "content": body}
+        operation["requestBody"] = {"required": not isinstance(endpoint, Call), "content": body}
         if isinstance(endpoint, Endpoint):
             # A stream is a sequence of events, which OpenAPI cannot describe further.
             operation["responses"]["200"]["content"] |= {kind: {} for kind in endpoint.stream_media_types}

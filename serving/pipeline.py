@@ -183,7 +183,8 @@ class Pipeline:
             prepared = await model.prompting.prepare(request, engine.context_tokens)
             prepared = within_context(caller.plan, request, prepared)
             check_logprobs(prepared)
-            hold = await self._hold(caller, request.request_id, model, prepared)
+            worst = worst_case(prepared)
+            hold = await reserve(self._ledger, caller, request.request_id, model.id, model.price, worst)
             meter = Meter(model.id, prepared, began_s)
             count_samplers(model.id, prepared)
             reason = "disconnect"
@@ -240,17 +241,6 @@ class Pipeline:
         """Raises as `Engines.get` does."""
         return self._engines.get(model_id).context_tokens
 
-    async def _hold(
-        self, caller: Caller, request_id: str, model: ServedModel, prepared: Sequence[PreparedRequest]
-    ) -> Hold:
-        try:
-            hold = await self._ledger.hold(caller, request_id, model.id, model.price, worst_case(prepared))
-        except ServingError as refusal:
-            telemetry.REFUSALS.labels(refusal.code).inc()
-            raise
-        telemetry.HOLDS.inc()
-        return hold
-
     async def _close(self, hold: Hold, meter: Meter, reason: str) -> Receipt:
         """Charge what was generated, exactly; give the hold back when the engine never took a choice."""
         if meter.started:
@@ -260,6 +250,17 @@ class Pipeline:
             reason, receipt = "release", Receipt(hold.request_id, meter.usage, 0)
         telemetry.SETTLES.labels(reason).inc()
         return receipt
+
+
+async def reserve(ledger: Ledger, caller: Caller, request_id: str, model: str, price: Price, worst: Usage) -> Hold:
+    """The hold for a request's worst case, told to the metrics, as a refusal is. Raises as `Ledger.hold` does."""
+    try:
+        hold = await ledger.hold(caller, request_id, model, price, worst)
+    except ServingError as refusal:
+        telemetry.REFUSALS.labels(refusal.code).inc()
+        raise
+    telemetry.HOLDS.inc()
+    return hold
 
 
 def within_plan(plan: Plan, request: GenerationRequest) -> GenerationRequest:

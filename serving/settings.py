@@ -11,9 +11,10 @@ from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Literal, get_origin, get_type_hints
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from serving.core import Price
+from serving.core_tasks import ModelKind
 
 
 class SettingsError(Exception):
@@ -29,7 +30,12 @@ class ModelSettings:
 
     id: str = field(metadata={"doc": "Name that clients ask for."})
     path: str = field(metadata={"doc": "Folder of a checkpoint, or its id on the model hub."})
-    template: str = field(metadata={"doc": "Prompt template: `chatml-text` or `llama3-writer`."})
+    template: str = field(
+        default="", metadata={"doc": "Prompt template: `chatml-text` or `llama3-writer`; of a generation model."}
+    )
+    kind: ModelKind = field(
+        default="generation", metadata={"doc": "What it does: `generation`, `embedding` or `classification`."}
+    )
     revision: str | None = field(default=None, metadata={"doc": "Revision of a hub checkpoint."})
     price: Price = field(default=Price(), metadata={"doc": "Microcredits per 1,000 tokens: a table of `*_per_1k`."})
     engine: Mapping[str, Any] = field(
@@ -37,6 +43,13 @@ class ModelSettings:
     )
     standby: bool = field(
         default=False, metadata={"doc": "Not loaded at the start: an admin can load it in the place of another."}
+    )
+    categories: Mapping[str, str] = field(
+        default_factory=dict,
+        metadata={"doc": "Of a classification model: those of its labels that are told, and the category of each."},
+    )
+    threshold: float = field(
+        default=0.5, metadata={"doc": "Of a classification model: the score from which a category applies."}
     )
 
 
@@ -139,16 +152,23 @@ def _read_file(path: Path) -> dict[str, object]:
 def _model(table: Any, where: str, folder: Path) -> ModelSettings:  # noqa: ANN401  # anything TOML can hold
     values = _known(ModelSettings, _table(table, where), where)
     missing = [f.name for f in fields(ModelSettings) if f.default is MISSING and f.default_factory is MISSING]
+    if values.get("kind", "generation") == "generation":
+        missing.append("template")
+    if values.get("kind") == "classification":
+        missing.append("categories")
     if absent := [name for name in missing if name not in values]:
         raise SettingsError(f"{where} lacks {', '.join(absent)}.")
     price = _table(values.pop("price", {}), f"{where}.price")
     engine = _table(values.pop("engine", {}), f"{where}.engine")
+    categories = _table(values.pop("categories", {}), f"{where}.categories")
+    if not all(isinstance(category, str) and category for category in categories.values()):
+        raise SettingsError(f"{where}.categories must name a category for each label.")
     typed = {name: _typed(ModelSettings, name, value, where) for name, value in values.items()}
     # A relative folder is meant relative to the file that names it; a hub id is no folder.
     local = folder / str(typed["path"])
     typed["path"] = str(local) if local.exists() else typed["path"]
     prices = {name: _typed(Price, name, value, f"{where}.price") for name, value in _known(Price, price, where).items()}
-    return ModelSettings(**typed, price=Price(**prices), engine=engine)
+    return ModelSettings(**typed, price=Price(**prices), engine=engine, categories=categories)
 
 
 def _table(value: Any, where: str) -> dict[str, Any]:  # noqa: ANN401  # anything TOML can hold
@@ -199,16 +219,7 @@ def _from_text(name: str, text: str) -> object:
 
 
 def _check(settings: Settings) -> None:
-    ids = [model.id for model in settings.models]
-    if not ids:
-        raise SettingsError("No model is configured: add a [[models]] table.")
-    if repeated := {model_id for model_id in ids if ids.count(model_id) > 1}:
-        raise SettingsError(f"The model id {repeated.pop()!r} is configured twice.")
-    served = [model.id for model in settings.models if not model.standby]
-    if not served:
-        raise SettingsError("All models are on standby: at least one must be loaded at the start.")
-    if settings.default_model is not None and settings.default_model not in served:
-        raise SettingsError(f"default_model {settings.default_model!r} is not among the models: {', '.join(served)}.")
+    _check_models(settings)
     if settings.models_dir is not None and not settings.models_dir.is_dir():
         raise SettingsError(f"models_dir {settings.models_dir} is not a folder.")
     if not 0 < settings.port < 65536:
@@ -227,7 +238,28 @@ def _check(settings: Settings) -> None:
     for name in positive:
         if not 0 < getattr(settings, name) < math.inf:
             raise SettingsError(f"{name} must be greater than 0, and finite.")
+
+
+def _check_models(settings: Settings) -> None:
+    ids = [model.id for model in settings.models]
+    generating = [model.id for model in settings.models if model.kind == "generation"]
+    if not generating:
+        raise SettingsError("No model of the kind generation is configured: add a [[models]] table.")
+    if repeated := {model_id for model_id in ids if ids.count(model_id) > 1}:
+        raise SettingsError(f"The model id {repeated.pop()!r} is configured twice.")
+    served = [model.id for model in settings.models if model.id in generating and not model.standby]
+    if not served:
+        raise SettingsError("All models are on standby: at least one must be loaded at the start.")
+    if settings.default_model is not None and settings.default_model not in served:
+        told = ", ".join(served)
+        raise SettingsError(f"default_model {settings.default_model!r} is not among the models that generate: {told}.")
     for model in settings.models:
+        if model.kind not in get_args(ModelKind):
+            raise SettingsError(f"{model.id}: kind must be one of {', '.join(get_args(ModelKind))}.")
+        if model.standby and model.id not in generating:
+            raise SettingsError(f"{model.id}: only a model that generates can be on standby.")
+        if not 0 <= model.threshold <= 1:
+            raise SettingsError(f"{model.id}: threshold must be from 0 to 1.")
         price = model.price
         if not 0 <= price.cached_per_1k <= price.input_per_1k or price.output_per_1k < 0:
             raise SettingsError(

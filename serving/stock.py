@@ -52,8 +52,9 @@ class Ways:
 class Stock:
     """`served` (by id) and `infos` (the default model first) are of those served at the start; `served` is kept true.
 
-    `known`: what is configured. `folder`: each folder in it is a model that can be loaded. `beside`: a model is loaded
-    while the one whose place it takes still serves, for which there must be memory.
+    `known`: what is configured, of all kinds; only models that generate are loaded and unloaded. `folder`: each folder
+    in it is a model that can be loaded. `beside`: a model is loaded while the one whose place it takes still serves,
+    for which there must be memory.
     """
 
     def __init__(
@@ -90,7 +91,8 @@ class Stock:
         """What `load` takes: configured models, and then folders."""
         folder = self._folder
         found = sorted(path.parent.name for path in folder.glob("*/config.json")) if folder else []
-        return tuple(dict.fromkeys([*self._known, *found]))
+        generating = [name for name, model in self._known.items() if model.kind == "generation"]
+        return tuple(dict.fromkeys([*generating, *found]))
 
     async def load(
         self, name: str, arguments: Mapping[str, Any], *, template: str | None = None, replaces: str | None = None
@@ -149,10 +151,10 @@ class Stock:
 
     def _model(self, name: str, old: str | None, template: str | None) -> ModelSettings:
         """A model by its name: what is configured, or a folder, which is like the model that it replaces."""
-        if name in self._known:
-            return self._known[name]
         if name not in self.loadable:
             raise UnknownModel(f"Models that can be loaded: {', '.join(self.loadable)}.", param="model_name")
+        if name in self._known:
+            return self._known[name]
         if old is None:
             message = (
                 "A folder has the price and the template of the model that it replaces: load a configured one first."

@@ -43,6 +43,7 @@ DISCONNECTS = Counter("serving_client_disconnects", "Callers gone before their a
 TOKENS = Counter(
     "serving_tokens", "Tokens charged; kind is prompt (cached ones too), cached or completion", ["model", "kind"]
 )
+UNITS = Counter("serving_task_units", "Units charged of tasks: tokens, seconds of audio, or images", ["model"])
 MICROCREDITS = Counter("serving_charged_microcredits", "What callers were charged", ["model"])
 HOLDS = Counter("serving_holds", "Requests whose worst case the ledger reserved")
 REFUSALS = Counter("serving_hold_refusals", "Requests that the ledger refused, by error code", ["code"])

@@ -14,8 +14,10 @@ import uvicorn
 from serving.accounts.keys import Keyring
 from serving.app import Service, build
 from serving.core import Event, PreparedRequest, Price
-from serving.engine.base import Engine
+from serving.engine.base import Engine, TaskEngine
+from serving.engine.registry import Loader
 from serving.engine.scripted import ScriptedEngine
+from serving.engine.scripted_tasks import ScriptedTaskEngine
 from serving.ledger.base import Key
 from serving.ledger.memory import MemoryLedger
 from serving.ledger.open import Opened
@@ -86,15 +88,22 @@ class Stage:
 
 
 class Running:
-    """A service that runs. `client` calls it in process, with a key that may do everything. `ledger` has its books."""
+    """A service that runs. `client` calls it in process, with a key that may do everything. `ledger` has its books,
+    `tasks` the engines of models that do not generate."""
 
     def __init__(
-        self, service: Service, client: httpx.AsyncClient, stages: dict[str, Stage], ledger: MemoryLedger
+        self,
+        service: Service,
+        client: httpx.AsyncClient,
+        stages: dict[str, Stage],
+        ledger: MemoryLedger,
+        tasks: dict[str, ScriptedTaskEngine],
     ) -> None:
         self.service = service
         self.client = client
         self.stages = stages
         self.ledger = ledger
+        self.tasks = tasks
         self._used_before = 0
         self.prompting: dict[str, Prompting] = {}
 
@@ -150,22 +159,32 @@ def bearer(key: str) -> dict[str, str]:
 async def running(data_dir: Path, **values: Any) -> AsyncIterator[Running]:  # noqa: ANN401  # those of Settings
     """The service with these settings, loaded."""
     configured = settings(data_dir, **values)
-    stages = {model.id: Stage() for model in configured.models}
+    generating = [model for model in configured.models if model.kind == "generation"]
+    stages = {model.id: Stage() for model in generating}
     if configured.models_dir is not None:
         stages |= {folder.name: Stage() for folder in configured.models_dir.iterdir()}
+    tasks = {model.id: ScriptedTaskEngine() for model in configured.models if model.kind != "generation"}
+
+    def loader(engine: TaskEngine) -> Loader:
+        async def load() -> TaskEngine:
+            return engine
+
+        return load
+
     ledger = MemoryLedger()
 
     @asynccontextmanager
     async def open_books(_: Settings) -> AsyncIterator[Opened]:
         yield Opened(ledger, ledger, None)
 
-    loaders = {model: stage.load for model, stage in stages.items()}
+    loaders: dict[str, Loader] = {model: stage.load for model, stage in stages.items()}
+    loaders |= {model: loader(engine) for model, engine in tasks.items()}
     service = build(configured, loaders, open_books=open_books)
     async with service.app.router.lifespan_context(service.app), client_of(service) as client:
         await service.engines.wait_loaded()
         await service.backing.wait_open()
-        run = Running(service, client, stages, ledger)
-        for model in configured.models:
+        run = Running(service, client, stages, ledger, tasks)
+        for model in generating:
             run.prompting[model.id] = Prompting.load(model.path, None, model.template)
             run.play(model.id)
         yield run

@@ -6,7 +6,7 @@ import httpx
 import pytest
 
 from serving.app import DIALECTS
-from serving.dialects.base import Endpoint, Listing
+from serving.dialects.base import Listing, Posted, posted
 from tests.dialects.bounds import fields
 
 
@@ -39,10 +39,10 @@ def references(part: object) -> set[str]:
 def test_every_endpoint_is_described(document: dict[str, Any]) -> None:
     for dialect in DIALECTS:
         for prefix in dialect.prefixes:
-            described: list[Endpoint[Any] | Listing[Any]] = [*dialect.endpoints, *dialect.listings]
+            described: list[Posted | Listing[Any]] = [*posted(dialect), *dialect.listings]
             for endpoint in described:
                 path = (prefix + endpoint.path).replace(":path", "")
-                methods = {"post"} if isinstance(endpoint, Endpoint) else {m.lower() for m in endpoint.methods}
+                methods = {m.lower() for m in endpoint.methods} if isinstance(endpoint, Listing) else {"post"}
                 assert set(document["paths"][path]) == methods
                 for operation in document["paths"][path].values():
                     check(operation, dialect.name)
@@ -74,7 +74,7 @@ def test_every_reference_leads_somewhere(document: dict[str, Any]) -> None:
 
 def test_every_bound_is_told(document: dict[str, Any]) -> None:
     for dialect in DIALECTS:
-        for endpoint in dialect.endpoints:
+        for endpoint in posted(dialect):
             operation = document["paths"][dialect.prefixes[0] + endpoint.path]["post"]
             schema = resolve(document, operation["requestBody"]["content"]["application/json"]["schema"])
             declared = {field.path[0] for field in fields(endpoint.wire)}
@@ -87,7 +87,7 @@ def test_every_bound_is_told(document: dict[str, Any]) -> None:
 
 def test_media_types_are_those_of_the_answers(document: dict[str, Any]) -> None:
     for dialect in DIALECTS:
-        for endpoint in dialect.endpoints:
+        for endpoint in posted(dialect):
             operation = document["paths"][dialect.prefixes[0] + endpoint.path]["post"]
             told = set(operation["responses"]["200"]["content"])
             assert told == {*endpoint.whole_media_types, *endpoint.stream_media_types}

@@ -92,6 +92,26 @@ def test_the_override_config_is_over_the_variable(tmp_path: Path) -> None:
     assert load(environ, {"config": other}).port == 2
 
 
+TASK_MODELS = """
+    [[models]]
+    id = "e"
+    path = "org/e"
+    kind = "embedding"
+    [[models]]
+    id = "c"
+    path = "org/c"
+    kind = "classification"
+    threshold = 0.25
+    categories = { LABEL_1 = "violence" }
+"""
+
+
+def test_models_of_other_kinds_need_no_template(tmp_path: Path) -> None:
+    _, embedder, classifier = load(write(tmp_path, MODEL + TASK_MODELS)).models
+    assert (embedder.kind, embedder.template, embedder.threshold) == ("embedding", "", 0.5)
+    assert (classifier.categories, classifier.threshold) == ({"LABEL_1": "violence"}, 0.25)
+
+
 def test_a_relative_path_is_meant_from_the_file(tmp_path: Path) -> None:
     (tmp_path / "here").mkdir()
     text = MODEL.replace("org/m", "here")
@@ -100,6 +120,13 @@ def test_a_relative_path_is_meant_from_the_file(tmp_path: Path) -> None:
 
 
 WRONG_FILES = {
+    TASK_MODELS: "No model of the kind generation",
+    f"default_model = 'e'\n{MODEL}{TASK_MODELS}": "default_model 'e'",
+    MODEL + MODEL.replace('"m"', '"n"') + "kind = 'embeddings'": "kind must be one of generation, embedding",
+    MODEL + "[[models]]\nid = 'c'\npath = 'c'\nkind = 'classification'": "models[1] lacks categories",
+    MODEL + "threshold = 1.5": "threshold must be from 0 to 1",
+    MODEL + "categories = ['a']": "categories must be a table",
+    MODEL + "categories = { a = 1 }": "categories must name a category for each label",
     "prot = 1": "prot",
     "port = 'x'": "port",
     "port = 1.5": "port",

@@ -4,10 +4,10 @@ It holds no HTTP and no wire format. `Answer` is the fold of a generation's even
 dialect is made from it, so a stream and a whole answer cannot disagree.
 """
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, date, datetime
-from typing import Any, Generic, Literal, Protocol, TypeAlias, TypeVar
+from typing import Any, Generic, Literal, NamedTuple, Protocol, TypeAlias, TypeVar
 
 import msgspec
 
@@ -25,32 +25,49 @@ from serving.core import (
     TokenLogprob,
     Usage,
 )
-from serving.errors import ServingError, Unauthenticated, UnknownModel
+from serving.core_tasks import ModelKind, TaskKind, TaskRequest
+from serving.errors import NotFound, ServingError, Unauthenticated, UnknownModel
 from serving.ledger.base import STOP, Account, Books, DayUsage, Key, account_tag
 from serving.pipeline import Pipeline
 from serving.prompting.prepare import Prompting
 from serving.prompting.roles import split_model
+from serving.tasks import Tasks
+
+
+@dataclass(frozen=True, slots=True)
+class Moderation:
+    """How a classifier's scores are told: the category that each of its labels means (those that are not here are not
+    told), and the score from which one applies."""
+
+    categories: Mapping[str, str]
+    threshold: float
 
 
 @dataclass(frozen=True, slots=True)
 class ModelInfo:
-    """What a dialect may know of a served model. `created` is a Unix time in seconds, `price` what its caller pays."""
+    """What a dialect may know of a served model. `created` is a Unix time in seconds, `price` what its caller pays,
+    `moderation` a classifier's."""
 
     id: str
     created: int
     price: Price
+    kind: ModelKind = "generation"
+    moderation: Moderation | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Catalog:
-    """The models that one caller may use, the default one first."""
+    """The models that one caller may use: those that generate, the default one first, and those that do tasks."""
 
     models: tuple[ModelInfo, ...]
+    tasks: tuple[ModelInfo, ...] = ()
 
     @classmethod
     def of(cls, models: tuple[ModelInfo, ...], caller: Caller) -> "Catalog":
         percent = caller.plan.price_percent
-        return cls(tuple(replace(model, price=model.price.at(percent)) for model in models if caller.may_use(model.id)))
+        usable = [replace(model, price=model.price.at(percent)) for model in models if caller.may_use(model.id)]
+        tasks = tuple(model for model in usable if model.kind != "generation")
+        return cls(tuple(model for model in usable if model.kind == "generation"), tasks)
 
     def resolve(self, name: str | None, *, param: str = "model") -> tuple[ModelInfo, str | None]:
         """The model that `name` means, and the suffix behind its id. Missing or empty means the default model.
@@ -63,10 +80,26 @@ class Catalog:
         try:
             model_id, suffix = split_model(name or "", by_id)
         except UnknownModel:
-            known = ", ".join(by_id) or "none"
-            message = f"There is no such model for this key. Models it may use: {known}."
-            raise UnknownModel(message, param=param) from None
+            raise _unknown(by_id, param) from None
         return by_id[model_id], suffix
+
+    def resolve_task(self, kind: TaskKind, name: str | None) -> ModelInfo:
+        """The model that `name` means at an address for `kind`. Missing or empty means the first one.
+
+        Raises NotFound when there is none of that kind, UnknownModel.
+        """
+        by_id = {model.id: model for model in self.tasks if model.kind == kind}
+        if not by_id:
+            raise NotFound(f"There is no {kind} model here that this key may use.")
+        model_id = name or next(iter(by_id))
+        if model_id not in by_id:
+            raise _unknown(by_id, "model")
+        return by_id[model_id]
+
+
+def _unknown(known: Iterable[str], param: str) -> UnknownModel:
+    told = ", ".join(known) or "none"
+    return UnknownModel(f"There is no such model for this key. Models it may use: {told}.", param=param)
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +120,7 @@ class Backend:
     keys: Keyring
     books: Books
     pipeline: Pipeline
+    tasks: Tasks
 
 
 class Models(Protocol):
@@ -250,6 +284,31 @@ class Endpoint(Generic[W]):
     ignored: Callable[[W], Sequence[str]] = lambda request: ()
 
 
+class Told(NamedTuple):
+    """A whole body."""
+
+    body: bytes
+    media_type: str = "application/json"
+
+
+@dataclass(frozen=True)
+class TaskEndpoint(Generic[W]):
+    """One endpoint for work without a token stream. The rest is as for `Endpoint`.
+
+    `tell` gets the result that the model's engine has for what `to_core` asks, and the units that were charged.
+    """
+
+    name: str
+    path: str
+    summary: str
+    wire: type[W]
+    answer: type[msgspec.Struct]
+    to_core: Callable[[W, Context], TaskRequest]
+    tell: Callable[[W, Any, ModelInfo, Receipt], Told]
+    whole_media_types: tuple[str, ...] = ("application/json",)
+    stream_media_types: tuple[str, ...] = ()
+
+
 @dataclass(frozen=True)
 class Listing(Generic[W]):
     """One endpoint that reads: no body, no generation. `query`: the values in its address; `answer`: its schema."""
@@ -284,6 +343,10 @@ class Call(Generic[W]):
     whole_media_types: tuple[str, ...] = ("application/json",)
 
 
+Posted: TypeAlias = Endpoint[Any] | TaskEndpoint[Any]
+"""What is asked with a body."""
+
+
 class Dialect(Protocol):
     """One wire protocol. `prefixes`: where its paths are mounted."""
 
@@ -297,6 +360,9 @@ class Dialect(Protocol):
     def endpoints(self) -> tuple[Endpoint[Any], ...]: ...
 
     @property
+    def tasks(self) -> tuple[TaskEndpoint[Any], ...]: ...
+
+    @property
     def listings(self) -> tuple[Listing[Any], ...]: ...
 
     @property
@@ -308,3 +374,8 @@ class Dialect(Protocol):
     def render_error(self, error: ServingError) -> tuple[int, bytes]:
         """HTTP status and body of an error before the first byte."""
         ...
+
+
+def posted(dialect: Dialect) -> tuple[Posted, ...]:
+    """Its endpoints that are asked with a body."""
+    return (*dialect.endpoints, *dialect.tasks)

@@ -9,6 +9,8 @@ from typing import Annotated, Any
 import msgspec
 from msgspec import Meta
 
+from serving.errors import InvalidRequest
+
 Temperature = Annotated[float, Meta(ge=0, le=2, description="0 takes the likeliest token.")]
 TopP = Annotated[float, Meta(gt=0, le=1, description="1 is off.")]
 TopK = Annotated[int, Meta(ge=-1, le=1_000_000, description="0 and -1 are off.")]
@@ -35,6 +37,7 @@ RoleNames = Annotated[list[Annotated[str, Meta(max_length=64)]], Meta(max_length
 
 MAX_MESSAGES = 4096
 MAX_PROMPTS = 128
+MAX_INPUTS = 2048
 MAX_SCHEMA_BYTES = 32 * 1024
 
 
@@ -60,6 +63,26 @@ class RoleConfigWire(msgspec.Struct, kw_only=True):
         AssistantRoleWire | None, Meta(description="How `assistant` turns and the answer are written.")
     ] = None
     user: Annotated[UserRoleWire | None, Meta(description="How `user` turns are written.")] = None
+
+
+def texts_or_ids(sent: str | list[str | int | list[int]], param: str, most: int) -> tuple[str | tuple[int, ...], ...]:
+    """What a text, token ids, or a list of either holds, at most so many. Raises InvalidRequest."""
+    if isinstance(sent, str):
+        return (sent,)
+    if not sent:
+        raise InvalidRequest(f"{param} must not be an empty list.", param=param)
+    if isinstance(sent[0], int):
+        return (_ids(sent, param),)
+    if len(sent) > most:
+        raise InvalidRequest(f"{param} may hold at most {most} texts.", param=param)
+    return tuple(item if isinstance(item, str) else _ids(item, param) for item in sent)
+
+
+def _ids(sent: object, param: str) -> tuple[int, ...]:
+    if not isinstance(sent, list) or not set(map(type, sent)) <= {int}:
+        message = f"A list {param} holds texts, token ids, or lists of token ids: not a mixture."
+        raise InvalidRequest(message, param=param)
+    return tuple(sent)
 
 
 def given(**values: object) -> dict[str, Any]:

@@ -13,6 +13,7 @@ import time
 from collections.abc import Awaitable, Callable
 from contextlib import aclosing
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from typing import Any
 from uuid import uuid4
 
@@ -34,7 +35,9 @@ from serving.dialects.base import (
     Endpoint,
     Listing,
     Models,
+    Posted,
     Standing,
+    TaskEndpoint,
     Teller,
 )
 from serving.edge.admin_key import is_admin
@@ -43,6 +46,7 @@ from serving.edge.headers import IGNORED, REQUEST_ID, error_headers, granted_hea
 from serving.edge.mistakes import our_mistake
 from serving.errors import Forbidden, Overloaded, PlanChanged, ServingError
 from serving.pipeline import Granted, Pipeline
+from serving.tasks import Tasks
 
 log = logging.getLogger(__name__)
 
@@ -134,9 +138,9 @@ class Reply:
 
 
 class Exchange(Response):
-    """One request to a generating endpoint, as an ASGI response."""
+    """One request to an endpoint that generates or does a task, as an ASGI response."""
 
-    def __init__(self, http: Http, dialect: Dialect, endpoint: Endpoint[Any], request: Request) -> None:
+    def __init__(self, http: Http, dialect: Dialect, endpoint: Posted, request: Request) -> None:
         self.background = None
         self._http = http
         self._dialect = dialect
@@ -231,15 +235,54 @@ class Exchange(Response):
         """Body to answer; again when the account's plan changed since its key was read."""
         request = decode(self._endpoint.wire, body)
         try:
-            await self._generate(backend.pipeline, caller, request, reply, revoked)
+            await self._work(backend, caller, request, reply, revoked)
         except PlanChanged:
             if self._granted is not None:
                 raise
             caller = await backend.keys.fresh(caller)
-            await self._generate(backend.pipeline, caller, request, reply, revoked)
+            await self._work(backend, caller, request, reply, revoked)
+
+    async def _work(
+        self,
+        backend: Backend,
+        caller: Caller,
+        request: Any,  # noqa: ANN401  # the endpoint's wire model
+        reply: Reply,
+        revoked: asyncio.Future[ServingError],
+    ) -> None:
+        if isinstance(self._endpoint, TaskEndpoint):
+            await self._perform(self._endpoint, backend.tasks, caller, request, reply, revoked)
+        else:
+            await self._generate(self._endpoint, backend.pipeline, caller, request, reply, revoked)
+
+    async def _perform(
+        self,
+        endpoint: TaskEndpoint[Any],
+        tasks: Tasks,
+        caller: Caller,
+        request: Any,  # noqa: ANN401  # the endpoint's wire model
+        reply: Reply,
+        revoked: asyncio.Future[ServingError],
+    ) -> None:
+        """Wire model to a whole answer."""
+        catalog = Catalog.of(self._http.models.infos, caller)
+        task = endpoint.to_core(request, Context(self._id, int(time.time()), catalog))
+        self._model = task.model
+        (model,) = (model for model in catalog.tasks if model.id == task.model)
+        on_hold = partial(self._on_hold, reply)
+        result, receipt = await tasks.perform(caller, task, on_hold=on_hold, revoked=revoked)
+        self._receipt = receipt
+        told = await asyncio.to_thread(endpoint.tell, request, result, model, receipt)
+        reply.headers["content-type"] = told.media_type
+        await reply.write(told.body, more=False)
+
+    def _on_hold(self, reply: Reply, granted: Granted) -> None:
+        self._granted = granted
+        reply.headers.update(granted_headers(granted))
 
     async def _generate(
         self,
+        endpoint: Endpoint[Any],
         pipeline: Pipeline,
         caller: Caller,
         request: Any,  # noqa: ANN401  # the endpoint's wire model
@@ -248,18 +291,13 @@ class Exchange(Response):
     ) -> None:
         """Wire model to answer, sent as it comes or whole."""
         context = Context(self._id, int(time.time()), Catalog.of(self._http.models.infos, caller), self._http.grammars)
-        core_request = self._endpoint.to_core(request, context)
+        core_request = endpoint.to_core(request, context)
         self._model = core_request.model
-        if ignored := self._endpoint.ignored(request):
+        if ignored := endpoint.ignored(request):
             reply.headers[IGNORED] = ", ".join(ignored)
-        self._teller = teller = self._endpoint.teller(request, core_request, context)
+        self._teller = teller = endpoint.teller(request, core_request, context)
         reply.headers |= {"content-type": teller.media_type} | (_STREAM_HEADERS if teller.streamed else {})
-        answer = Answer()
-
-        def on_hold(granted: Granted) -> None:
-            self._granted = granted
-            reply.headers.update(granted_headers(granted))
-
+        answer, on_hold = Answer(), partial(self._on_hold, reply)
         async with aclosing(pipeline.generate(caller, core_request, on_hold=on_hold, revoked=revoked)) as events:
             if teller.streamed:
                 async for event in events:

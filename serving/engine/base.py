@@ -1,6 +1,6 @@
-"""The port to inference: token ids in, events out.
+"""The ports to inference: token ids in and events out, and tasks, whose result comes at once.
 
-One prepared choice in, one stream of events out. What the port promises, and every implementation is tested for:
+`Engine`: one prepared choice in, one stream of events out. What it promises, and every implementation is tested for:
 
 - The first event is one `Started`, the last one `Finished`; `Delta`s lie between. Nothing is said before the engine
   has taken the choice, so an impossible request fails with `InvalidRequest` before the first event.
@@ -9,25 +9,20 @@ One prepared choice in, one stream of events out. What the port promises, and ev
 - A dead engine fails what is in flight with `EngineFailed`, and everything after; it never hangs.
 - Special tokens stand in the text as they are spelled. The text of a stop token is left out, that of a matched stop
   string too unless `include_stop`; their token ids are counted.
+
+`TaskEngine`: one prepared task in, its result and the units it used out; no more units than were prepared. Cancelling
+the call aborts the work. A dead engine fails as above.
 """
 
 from collections.abc import AsyncGenerator
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from serving.core import Event, PreparedRequest
+from serving.core_tasks import Outcome, PreparedTask
 
 
-class Engine(Protocol):
-    """An inference engine holding one model."""
-
-    @property
-    def context_tokens(self) -> int:
-        """The most tokens that a prompt and its answer may have together."""
-        ...
-
-    def generate(self, request: PreparedRequest) -> AsyncGenerator[Event, None]:
-        """Generate one choice. Raises InvalidRequest (before the first event), EngineFailed."""
-        ...
+class Living(Protocol):
+    """What holds a model, and can die."""
 
     async def check_health(self) -> None:
         """Raises EngineFailed when the engine is dead."""
@@ -39,4 +34,26 @@ class Engine(Protocol):
 
     async def shutdown(self) -> None:
         """Free everything the engine holds; leaves no process behind. May be called twice."""
+        ...
+
+
+class Engine(Living, Protocol):
+    """An inference engine holding one model."""
+
+    @property
+    def context_tokens(self) -> int:
+        """The most tokens that a prompt and its answer may have together."""
+        ...
+
+    def generate(self, request: PreparedRequest) -> AsyncGenerator[Event, None]:
+        """Generate one choice. Raises InvalidRequest (before the first event), EngineFailed."""
+        ...
+
+
+@runtime_checkable
+class TaskEngine(Living, Protocol):
+    """An engine that does one kind of task with one model."""
+
+    async def perform(self, task: PreparedTask) -> Outcome:
+        """Do the task. Raises InvalidRequest, EngineFailed, Overloaded."""
         ...

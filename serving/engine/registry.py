@@ -14,13 +14,13 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Literal
 
-from serving.engine.base import Engine
+from serving.engine.base import Engine, TaskEngine
 from serving.errors import Conflict, EngineFailed, Overloaded, ServingError, UnknownModel
 
 logger = logging.getLogger(__name__)
 
 State = Literal["loading", "ready", "failed", "closed", "unloaded"]
-Loader = Callable[[], Awaitable[Engine]]
+Loader = Callable[[], Awaitable[Engine | TaskEngine]]
 Progress = Callable[[str, State], None]
 LOADING_RETRY_S = 5.0
 
@@ -41,6 +41,24 @@ def local(
     return load
 
 
+def pooling(
+    model: str,
+    kind: Literal["embedding", "classification"],
+    *,
+    revision: str | None = None,
+    engine: Mapping[str, Any] | None = None,
+) -> Loader:
+    """A loader of an engine for tasks of this kind; the rest is as for `local`."""
+
+    async def load() -> TaskEngine:
+        module = await asyncio.to_thread(importlib.import_module, "serving.engine.pooling")
+        made = {"embedding": module.Embedder, "classification": module.Classifier}[kind]
+        loaded: TaskEngine = await made.load(model, revision=revision, engine=engine)
+        return loaded
+
+    return load
+
+
 @dataclass(slots=True)
 class _Entry:
     """One model. `reason` says in words why it failed; `users` is how many work on its engine now."""
@@ -48,7 +66,7 @@ class _Entry:
     load: Loader
     state: State = "loading"
     reason: str = ""
-    engine: Engine | None = None
+    engine: Engine | TaskEngine | None = None
     watch: asyncio.Task[None] | None = field(default=None, repr=False)
     users: int = 0
     unused: asyncio.Event = field(default_factory=asyncio.Event, repr=False)
@@ -82,12 +100,12 @@ class EngineRegistry:
         else:
             self._begin(model, entry, engine)
 
-    def _begin(self, model: str, entry: _Entry, engine: Engine) -> None:
+    def _begin(self, model: str, entry: _Entry, engine: Engine | TaskEngine) -> None:
         entry.engine = engine
         entry.watch = asyncio.create_task(self._watch(model, entry, engine))
         self._change(model, entry, "ready")
 
-    async def _watch(self, model: str, entry: _Entry, engine: Engine) -> None:
+    async def _watch(self, model: str, entry: _Entry, engine: Engine | TaskEngine) -> None:
         await engine.wait_dead()
         self._fail(model, entry, "its engine died")
 
@@ -118,13 +136,22 @@ class EngineRegistry:
 
     def get(self, model: str) -> Engine:
         """Raises UnknownModel, Overloaded (loading, closed), EngineFailed (failed to load, or died)."""
-        return _ready(self._entry(model))
+        engine = _ready(self._entry(model))
+        if isinstance(engine, TaskEngine):
+            raise _unknown()
+        return engine
+
+    def task(self, model: str) -> TaskEngine:
+        """As `get`, for a model that does tasks."""
+        engine = _ready(self._entry(model))
+        if not isinstance(engine, TaskEngine):
+            raise _unknown()
+        return engine
 
     @contextmanager
     def use(self, model: str) -> Iterator[Engine]:
         """As `get`; the engine is not ended by `replace` or `unload` before the context is left."""
-        entry = self._entry(model)
-        engine = _ready(entry)
+        engine, entry = self.get(model), self._entry(model)
         entry.users += 1
         try:
             yield engine
@@ -135,7 +162,7 @@ class EngineRegistry:
 
     def _entry(self, model: str) -> _Entry:
         if model not in self._entries:
-            raise UnknownModel("There is no such model.", param="model")
+            raise _unknown()
         return self._entries[model]
 
     async def wait_loaded(self) -> None:
@@ -263,10 +290,14 @@ class EngineRegistry:
                 logger.error("an engine did not shut down cleanly", exc_info=result)
 
 
-def _ready(entry: _Entry) -> Engine:
+def _ready(entry: _Entry) -> Engine | TaskEngine:
     if entry.state == "ready" and entry.engine is not None:
         return entry.engine
     raise _unavailable(entry)
+
+
+def _unknown() -> UnknownModel:
+    return UnknownModel("There is no such model.", param="model")
 
 
 def _unavailable(entry: _Entry) -> ServingError:

@@ -19,11 +19,13 @@ import psutil
 import pytest
 
 from serving.settings import DEMO_MODEL_DIR
+from tests import tiny
 
 KEY = "sk-story-end-to-end"
 MODEL = "opus-v1-sm"
 LLAMA3 = "tests/llama3-tiny"
 LLAMA3_DIR = Path(__file__).parents[1] / "fixtures/llama3-tiny"
+EMBEDDER, CLASSIFIER = "tests/embedder", "tests/classifier"
 START_S = 300
 
 
@@ -115,13 +117,31 @@ price = {{ input_per_1k = 40_000, cached_per_1k = 10_000, output_per_1k = 40_000
 id = "{LLAMA3}"
 path = "{LLAMA3_DIR}"
 template = "llama3-writer"
+
+[[models]]
+id = "{EMBEDDER}"
+path = "embedder"
+kind = "embedding"
+price = {{ input_per_1k = 1_000_000 }}
+engine = {{ kv_cache_memory_bytes = 67_108_864 }}
+
+[[models]]
+id = "{CLASSIFIER}"
+path = "classifier"
+kind = "classification"
+threshold = 0.9
+categories = {{ harassment = "harassment", gore = "violence/graphic" }}
+price = {{ input_per_1k = 1_000_000 }}
+engine = {{ kv_cache_memory_bytes = 67_108_864 }}
 """
 
 
 @pytest.fixture(scope="session")
 def demo() -> Iterator[ServerProcess]:
-    """`serving serve` with two models on real engines: the demo model, and random weights of the Llama 3 kind."""
+    """`serving serve` with models on real engines: the demo model, and random weights of the other kinds."""
     with tempfile.TemporaryDirectory() as folder:
+        tiny.make_embedder(Path(folder) / "embedder")
+        tiny.make_classifier(Path(folder) / "classifier")
         config = Path(folder) / "serving.toml"
         config.write_text(CONFIG)
         server = start(["-m", "serving", "serve", "--config", str(config)], Path(folder))

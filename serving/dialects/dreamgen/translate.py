@@ -25,7 +25,7 @@ from serving.core import (
     Stopping,
     Usage,
 )
-from serving.dialects.base import Answer, Call, Context, Endpoint, Listing
+from serving.dialects.base import Answer, Call, Context, Endpoint, Listing, TaskEndpoint
 from serving.dialects.dreamgen import wire
 from serving.dialects.dreamgen.key import tell_key
 from serving.dialects.dry import read_dry
@@ -177,6 +177,7 @@ class DreamGen:
             teller,
         ),
     )
+    tasks: tuple[TaskEndpoint[Any], ...] = ()
     listings: tuple[Listing[Any], ...] = (
         Listing(
             "key", "/key", "This key, its credits, and what was used", ("GET",), wire.NoQuery, wire.KeyInfo, tell_key

@@ -22,7 +22,7 @@ from serving.core import (
     Usage,
 )
 from serving.dialects import sse
-from serving.dialects.base import Answer, Call, Context, Endpoint, Listing
+from serving.dialects.base import Answer, Call, Context, Endpoint, Listing, TaskEndpoint
 from serving.dialects.fields import given
 from serving.dialects.lines import encode
 from serving.dialects.livepeer import wire
@@ -124,6 +124,7 @@ class Livepeer:
     name = "livepeer"
     prefixes = ("",)
     endpoints = (_endpoint("/llm"), _endpoint("/llm/"))
+    tasks: tuple[TaskEndpoint[Any], ...] = ()
     listings: tuple[Listing[Any], ...] = ()
     calls: tuple[Call[Any], ...] = ()
     error_schema = wire.HTTPError

@@ -9,6 +9,7 @@ from serving.dialects.lines import encode
 from serving.dialects.openai import billing, wire
 from serving.dialects.openai.preset import ignored
 from serving.dialects.openai.probes import routes as probes
+from serving.dialects.openai.tasks import TASKS
 from serving.dialects.openai.tell import chat_teller, error_body, text_teller
 from serving.dialects.openai.translate import chat_to_core, text_to_core
 from serving.dialects.sse import MEDIA_TYPE as SSE
@@ -25,19 +26,23 @@ _SUFFIXES = ("", "/text", "/assistant")
 
 async def list_models(query: msgspec.Struct, standing: Standing) -> bytes:
     models = [_model(info, suffix) for info in standing.catalog.models for suffix in _SUFFIXES]
-    return encode(wire.ModelList(models))
+    return encode(wire.ModelList(models + [_model(info) for info in standing.catalog.tasks]))
 
 
 async def one_model(query: wire.ModelQuery, standing: Standing) -> bytes:
     if not query.model:  # `/models/`, as some clients join their addresses
         return await list_models(query, standing)
+    for info in standing.catalog.tasks:
+        if info.id == query.model:
+            return encode(_model(info))
     info, suffix = standing.catalog.resolve(query.model)
     resolve(suffix=suffix)  # refuses what is no role config, as a request with this model would be
     return encode(wire.ModelWire(query.model, info.created, "story-serving"))
 
 
-def _model(info: ModelInfo, suffix: str) -> wire.ModelWire:
-    return wire.ModelWire(info.id + suffix, info.created, "story-serving")
+def _model(info: ModelInfo, suffix: str = "") -> wire.ModelWire:
+    kind = msgspec.UNSET if info.kind == "generation" else info.kind
+    return wire.ModelWire(info.id + suffix, info.created, "story-serving", display_type=kind)
 
 
 class OpenAI:
@@ -71,6 +76,7 @@ class OpenAI:
             ignored,
         ),
     )
+    tasks = TASKS
     listings: tuple[Listing[Any], ...] = (
         Listing("models", "/models", _MODELS, _BOTH, wire.NoQuery, wire.ModelList, list_models),
         Listing("models", "/models/list", _MODELS, _BOTH, wire.NoQuery, wire.ModelList, list_models),

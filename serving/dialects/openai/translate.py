@@ -81,23 +81,8 @@ def text_to_core(request: wire.CompletionRequest, context: Context) -> Generatio
 
 
 def _prompts(prompt: str | list[str | int | list[int]]) -> tuple[Prompt, ...]:
-    if isinstance(prompt, str):
-        return (RawPrompt(prompt),)
-    if not prompt:
-        raise InvalidRequest("prompt must not be an empty list.", param="prompt")
-    if isinstance(prompt[0], int):
-        return (TokenPrompt(_ids(prompt)),)
-    if len(prompt) > fields.MAX_PROMPTS:
-        raise InvalidRequest(f"prompt may hold at most {fields.MAX_PROMPTS} prompts.", param="prompt")
-    return tuple(RawPrompt(item) if isinstance(item, str) else TokenPrompt(_ids(item)) for item in prompt)
-
-
-def _ids(prompt: object) -> tuple[int, ...]:
-    if not isinstance(prompt, list) or not set(map(type, prompt)) <= {int}:
-        raise InvalidRequest(
-            "A list prompt holds texts, token ids, or lists of token ids: not a mixture.", param="prompt"
-        )
-    return tuple(prompt)
+    items = fields.texts_or_ids(prompt, "prompt", fields.MAX_PROMPTS)
+    return tuple(RawPrompt(item) if isinstance(item, str) else TokenPrompt(item) for item in items)
 
 
 def _turn(message: wire.ChatMessage, roles: RoleConfig, where: str) -> Message:

@@ -212,10 +212,13 @@ class UsageQuery(msgspec.Struct):
 
 
 class ModelWire(msgspec.Struct):
+    """`display_type`: the kind of a model that does not generate text."""
+
     id: str
     created: int
     owned_by: str
     object: Literal["model"] = "model"
+    display_type: str | msgspec.UnsetType = msgspec.UNSET
 
 
 class ModelList(msgspec.Struct):

@@ -1,0 +1,82 @@
+"""What OpenAI clients send and expect where there is no token stream: embeddings and moderations."""
+
+from typing import Annotated, Literal
+
+import msgspec
+from msgspec import Meta
+
+from serving.dialects import fields
+
+Model = Annotated[fields.ModelName | None, Meta(description="A model of this kind; the first one if missing or empty.")]
+
+
+class EmbeddingRequest(msgspec.Struct, kw_only=True):
+    """`input`: a text, a list of texts, token ids, or a list of token id lists."""
+
+    input: Annotated[
+        str | list[str | int | list[int]],
+        Meta(description="A text, token ids, or a list of either, up to 2048; 300,000 tokens in all."),
+    ]
+    model: Model = None
+    encoding_format: Annotated[
+        Literal["float", "base64"] | None,
+        Meta(description="How vectors are written: `float`, or `base64` of little-endian float32."),
+    ] = None
+    dimensions: Annotated[
+        Annotated[int, Meta(ge=1, le=65_536)] | None,
+        Meta(description="Shorter vectors, from models that were trained for it (Matryoshka)."),
+    ] = None
+    user: Annotated[str | None, Meta(description="Accepted, and not used.")] = None
+
+
+class EmbeddingUsage(msgspec.Struct):
+    prompt_tokens: int
+    total_tokens: int
+
+
+class EmbeddingWire(msgspec.Struct):
+    """`embedding` is a text when base64 was asked for."""
+
+    index: int
+    embedding: list[float] | str
+    object: Literal["embedding"] = "embedding"
+
+
+class EmbeddingList(msgspec.Struct):
+    data: list[EmbeddingWire]
+    model: str
+    usage: EmbeddingUsage
+    object: Literal["list"] = "list"
+
+
+class ModerationPart(msgspec.Struct, kw_only=True):
+    """One part of a text; only text is understood."""
+
+    type: Annotated[str, Meta(description="Only `text` is understood.")]
+    text: Annotated[str | None, Meta(description="The text of the part.")] = None
+
+
+class ModerationRequest(msgspec.Struct, kw_only=True):
+    """`input`: a text, a list of texts, or the parts of one text."""
+
+    input: Annotated[
+        str | Annotated[list[str | ModerationPart], Meta(min_length=1, max_length=fields.MAX_INPUTS)],
+        Meta(description="A text, a list of texts, or the parts of one; 300,000 tokens in all."),
+    ]
+    model: Model = None
+
+
+class ModerationResult(msgspec.Struct):
+    """One text. `flagged`: some category applies. There is an entry for each of OpenAI's categories and of the model's;
+    those that the model does not know have the score 0 and are not among the applied input types."""
+
+    flagged: bool
+    categories: dict[str, bool]
+    category_scores: dict[str, float]
+    category_applied_input_types: dict[str, list[Literal["text"]]]
+
+
+class ModerationWire(msgspec.Struct):
+    id: str
+    model: str
+    results: list[ModerationResult]

@@ -1,0 +1,111 @@
+"""The one path of a task: work without a token stream, such as embeddings.
+
+    authenticate -> wire -> translate -> [ prepare -> plan limits -> hold -> slot -> perform -> settle ] -> translate
+
+The part in brackets is here, as that of a generation is in `pipeline`, whose laws it keeps. A task that brought no
+result, since it failed or its caller is gone, costs nothing: what an engine had done of it nobody can use.
+"""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+from serving import telemetry
+from serving.admission import Admission
+from serving.core import Caller, Hold, Plan, Price, Receipt, Usage
+from serving.core_tasks import Outcome, PreparedTask, Result, TaskRequest
+from serving.engine.base import TaskEngine
+from serving.errors import PromptTooLong, ServingError, UnknownModel
+from serving.ledger.base import Ledger
+from serving.pipeline import Granted, reserve, uncancelled
+
+
+class TaskEngines(Protocol):
+    """Where the engines of tasks are found by model id."""
+
+    def task(self, model: str) -> TaskEngine:
+        """Raises Overloaded while the model loads, EngineFailed when it is gone."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class TaskModel:
+    """What the path must know of a model beside its engine. `prepare` counts what a task can use, and raises
+    InvalidRequest for one that is impossible."""
+
+    id: str
+    price: Price
+    prepare: Callable[[TaskRequest], Awaitable[PreparedTask]]
+
+
+class Tasks:
+    """Tasks for all dialects."""
+
+    def __init__(
+        self, models: Mapping[str, TaskModel], engines: TaskEngines, ledger: Ledger, admission: Admission
+    ) -> None:
+        self._models = models
+        self._engines = engines
+        self._ledger = ledger
+        self._admission = admission
+
+    async def perform(
+        self,
+        caller: Caller,
+        request: TaskRequest,
+        *,
+        on_hold: Callable[[Granted], None] = lambda granted: None,
+        revoked: asyncio.Future[ServingError] | None = None,
+    ) -> tuple[Result, Receipt]:
+        """The result, and what was charged for it. Cancelling this aborts the engine and charges nothing.
+
+        `on_hold` and `revoked` are as for a generation, and so is what is raised.
+        """
+        began_s = time.monotonic()
+        model = self._models.get(request.model)
+        if model is None or not caller.may_use(request.model):
+            raise UnknownModel("There is no such model for this key.", param="model")
+        engine = self._engines.task(model.id)
+        task = await model.prepare(request)
+        check_context(caller.plan, task)
+        worst_case = Usage(prompt_tokens=task.units)
+        price = task.price or model.price
+        hold = await reserve(self._ledger, caller, request.request_id, model.id, price, worst_case)
+        outcome: Outcome | None = None
+        reason = "disconnect"
+        try:
+            on_hold(Granted(hold))
+            with self._admission.slot(1):
+                outcome = await engine.perform(task)
+            reason = "finish"
+        except Exception:
+            reason = "error"
+            raise
+        finally:
+            if reason == "disconnect" and revoked is not None and revoked.done():
+                reason = "revoked"
+            receipt = await uncancelled(self._close(hold, outcome, reason))
+            telemetry.UNITS.labels(model.id).inc(receipt.usage.prompt_tokens)
+            telemetry.MICROCREDITS.labels(model.id).inc(receipt.cost)
+            telemetry.DURATION.labels(model.id).observe(time.monotonic() - began_s)
+        return outcome.result, receipt
+
+    async def _close(self, hold: Hold, outcome: Outcome | None, reason: str) -> Receipt:
+        """Charge the units of an outcome; without one the hold is given back."""
+        if outcome is None:
+            await self._ledger.release(hold)
+            reason, receipt = "release", Receipt(hold.request_id, Usage(), 0)
+        else:
+            receipt = await self._ledger.settle(hold, Usage(prompt_tokens=outcome.units), reason)
+        telemetry.SETTLES.labels(reason).inc()
+        return receipt
+
+
+def check_context(plan: Plan, task: PreparedTask) -> None:
+    """Refuse a text longer than the plan's context."""
+    limit = plan.max_context_tokens
+    if limit is not None and task.longest_tokens > limit:
+        message = f"An input has {task.longest_tokens} tokens, and the context of this plan is {limit}: shorten it."
+        raise PromptTooLong(message, param="input")

@@ -1,0 +1,92 @@
+"""The official client, against a real server process, where there is no token stream."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import openai
+import pytest
+
+from tests.end_to_end.conftest import CLASSIFIER, EMBEDDER, MODEL, ServerProcess
+from tests.tiny import CONTEXT_TOKENS, DIMENSIONS
+
+PER_UNIT = 1000
+"""Microcredits, of every model here."""
+
+
+@pytest.fixture(scope="module")
+def client(demo: ServerProcess) -> Iterator[openai.OpenAI]:
+    with demo.client() as client:
+        yield client
+
+
+class Charged:
+    """What a model's requests cost, by the server's own books, since this was made."""
+
+    def __init__(self, server: ServerProcess, model: str) -> None:
+        self._series = [
+            f'{name}_total{{model="{model}"}}' for name in ("serving_task_units", "serving_charged_microcredits")
+        ]
+        self._server = server
+        self._before = self._now()
+
+    def _now(self) -> list[float]:
+        return [self._server.metric(series) for series in self._series]
+
+    def assert_units(self, units: int) -> None:
+        assert [now - before for now, before in zip(self._now(), self._before, strict=True)] == [
+            units,
+            units * PER_UNIT,
+        ]
+
+
+def test_embeddings(client: openai.OpenAI, demo: ServerProcess) -> None:
+    """The client asks for base64 by itself, and decodes it."""
+    client.embeddings.create(model=EMBEDDER, input="warm")
+    charged = Charged(demo, EMBEDDER)
+    told = client.embeddings.create(model=EMBEDDER, input=["the ship", "the sea", "the ship"])
+    first, second, third = (row.embedding for row in told.data)
+    assert len(first) == DIMENSIONS
+    assert sum(number * number for number in first) == pytest.approx(1, abs=1e-2)
+    assert first == pytest.approx(third, abs=1e-3)
+    assert first != pytest.approx(second, abs=1e-2)
+    assert told.usage.prompt_tokens == told.usage.total_tokens == 9 + 8 + 9
+    charged.assert_units(told.usage.total_tokens)
+
+
+def test_embeddings_as_numbers_and_of_token_ids(client: openai.OpenAI) -> None:
+    ids = [2, 23, 11, 3]
+    told: Any = client.embeddings.create(model=EMBEDDER, input=[ids, ids[::-1]], encoding_format="float")
+    assert [len(row.embedding) for row in told.data] == [DIMENSIONS, DIMENSIONS]
+    assert told.usage.prompt_tokens == 8
+
+
+def test_a_text_that_is_too_long_and_dimensions_it_cannot_have(client: openai.OpenAI, demo: ServerProcess) -> None:
+    charged = Charged(demo, EMBEDDER)
+    with pytest.raises(openai.BadRequestError) as told:
+        client.embeddings.create(model=EMBEDDER, input="a " * CONTEXT_TOKENS)
+    assert (told.value.param, told.value.code) == ("input", "context_length_exceeded")
+    with pytest.raises(openai.BadRequestError) as told:
+        client.embeddings.create(model=EMBEDDER, input="a", dimensions=16)
+    assert told.value.param == "dimensions"
+    charged.assert_units(0)
+
+
+def test_moderations(client: openai.OpenAI, demo: ServerProcess) -> None:
+    """The weights are random: what is flagged means nothing, and how it is told does."""
+    client.moderations.create(model=CLASSIFIER, input="warm")
+    charged = Charged(demo, CLASSIFIER)
+    told = client.moderations.create(model=CLASSIFIER, input=["the ship", "the sea"])
+    assert len(told.results) == 2
+    for result in told.results:
+        scores = result.category_scores
+        assert 0 < scores.harassment + scores.violence_graphic < 1
+        assert (scores.hate, result.categories.hate, result.category_applied_input_types.hate) == (0, False, [])
+        assert result.categories.harassment == (scores.harassment >= 0.9)
+        assert result.flagged == (result.categories.harassment or result.categories.violence_graphic)
+    charged.assert_units(9 + 8)
+
+
+def test_models_that_generate_come_first(client: openai.OpenAI) -> None:
+    listed = [model.id for model in client.models.list()]
+    assert listed[0] == MODEL
+    assert listed[-2:] == [EMBEDDER, CLASSIFIER]
