@@ -63,7 +63,7 @@ def endpoints(dialect: Dialect) -> str:
                 _code(listing.whole_media_types),
             ]
 
-    where = f"Mounted under {_code(dialect.prefixes)}.\n\n"
+    where = f"Mounted under {_code(prefix or '/' for prefix in dialect.prefixes)}.\n\n"
     return where + table(("Address", "What it does", "Answers"), rows())
 
 
@@ -78,30 +78,18 @@ def _rows(kind: inspect.Type, prefix: str) -> Iterator[list[str]]:
             continue  # it has a table of its own
         told = _members(field.type)
         name = prefix + field.encode_name
-        default = "required" if field.required else f"{_DEFAULTS[field.name]:g}" if field.name in _DEFAULTS else ""
-        yield [f"`{name}`", " or ".join(filter(None, map(_type, told))), default, _meaning(field.type)]
+        yield [f"`{name}`", " or ".join(filter(None, map(_type, told))), _meant(field), _meaning(field.type)]
         for member in told:
             inner = _bare(member.item_type) if isinstance(member, inspect.ListType) else member
             if isinstance(inner, inspect.StructType):
                 yield from _rows(inner, f"{name}[]." if isinstance(member, inspect.ListType) else f"{name}.")
 
 
-def unused_options() -> str:
-    """The options that are taken and change nothing."""
-
-    def rows() -> Iterator[list[str]]:
-        for name, option in declared(UnusedFields).items():
-            of = "" if option.of is None else f"`{option.of}`"
-            yield [f"`{name}`", f"{option.does[0].upper()}{option.does[1:]}.", _neutral(option.neutral), of]
-
-    return table(("Option", "What it is elsewhere", "Asks for nothing", "Nor without"), rows())
-
-
-def _neutral(values: Iterable[object]) -> str:
-    """Values as JSON; a long one is one that clients send without being asked to."""
-    told = [json.dumps(value) for value in values]
-    usual = ["the usual order"] if any(len(value) > _LONG for value in told) else []
-    return ", ".join([f"`{value}`" for value in told if len(value) <= _LONG] + usual)
+        if (unused := getattr(field.type, "extra", None)) and "unused" in unused:
+            continue  # it has a table of its own
+        told = _members(field.type)
+        name = prefix + field.encode_name
+        yield [f"`{name}`", " or ".join(filter(None, map(_type, told))), _meant(field), _meaning(field.type)]
 
 
 def _bare(kind: inspect.Type) -> inspect.Type:
