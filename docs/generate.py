@@ -63,12 +63,34 @@ def endpoints(dialect: Dialect) -> str:
                 _code(listing.whole_media_types),
             ]
 
+        for call in dialect.calls:
+            if call.prefixes is None:
+                yield [
+                    _code(f"{method} {call.path}" for method in call.methods),
+                    call.summary,
+                    _code(call.whole_media_types),
+                ]
+
     where = f"Mounted under {_code(prefix or '/' for prefix in dialect.prefixes)}.\n\n"
     return where + table(("Address", "What it does", "Answers"), rows())
 
 
 def request_fields(wire: type[msgspec.Struct]) -> str:
     return table(("Field", "Type", "Default", "Meaning"), _rows(inspect.type_info(wire), ""))
+
+
+def call_fields(dialect: Dialect) -> str:
+    """What may be sent to the endpoints that answer a body without a generation; not what is inside of a field."""
+    addresses: dict[type[msgspec.Struct], list[str]] = {}
+    for call in dialect.calls:
+        if call.prefixes is None:  # those elsewhere take the same
+            addresses.setdefault(call.wire, []).append(call.path)
+
+    def rows() -> Iterator[list[str]]:
+        for wire, paths in addresses.items():
+            yield from ([_code(paths), *row] for row in _rows(inspect.type_info(wire), "") if "." not in row[0])
+
+    return table(("Address", "Field", "Type", "Default", "Meaning"), rows())
 
 
 def _rows(kind: inspect.Type, prefix: str) -> Iterator[list[str]]:
@@ -85,11 +107,30 @@ def _rows(kind: inspect.Type, prefix: str) -> Iterator[list[str]]:
                 yield from _rows(inner, f"{name}[]." if isinstance(member, inspect.ListType) else f"{name}.")
 
 
-        if (unused := getattr(field.type, "extra", None)) and "unused" in unused:
-            continue  # it has a table of its own
-        told = _members(field.type)
-        name = prefix + field.encode_name
-        yield [f"`{name}`", " or ".join(filter(None, map(_type, told))), _meant(field), _meaning(field.type)]
+def _meant(field: inspect.Field) -> str:
+    """What a field means when it is not sent: as its dialect says, else as core does."""
+    if field.required:
+        return "required"
+    default = _DEFAULTS.get(field.name) if field.default is None else field.default
+    return f"{default:g}" if isinstance(default, int | float) and not isinstance(default, bool) else ""
+
+
+def unused_options() -> str:
+    """The options that are taken and change nothing."""
+
+    def rows() -> Iterator[list[str]]:
+        for name, option in declared(UnusedFields).items():
+            of = "" if option.of is None else f"`{option.of}`"
+            yield [f"`{name}`", f"{option.does[0].upper()}{option.does[1:]}.", _neutral(option.neutral), of]
+
+    return table(("Option", "What it is elsewhere", "Asks for nothing", "Nor without"), rows())
+
+
+def _neutral(values: Iterable[object]) -> str:
+    """Values as JSON; a long one is one that clients send without being asked to."""
+    told = [json.dumps(value) for value in values]
+    usual = ["the usual order"] if any(len(value) > _LONG for value in told) else []
+    return ", ".join([f"`{value}`" for value in told if len(value) <= _LONG] + usual)
 
 
 def _bare(kind: inspect.Type) -> inspect.Type:
@@ -241,6 +282,8 @@ def tables() -> dict[str, str]:
     told |= {"admin routes": admin_routes(), "admin fields": admin_fields()}
     for dialect in DIALECTS:
         told[f"{dialect.name} endpoints"] = endpoints(dialect)
+        if dialect.calls:
+            told[f"{dialect.name} calls"] = call_fields(dialect)
         for endpoint in dialect.endpoints:
             told[f"{dialect.name} {endpoint.name}"] = request_fields(endpoint.wire)
     return told

@@ -22,7 +22,7 @@ from serving.core import (
     Usage,
 )
 from serving.dialects import sse
-from serving.dialects.base import Answer, Context, Endpoint, Listing
+from serving.dialects.base import Answer, Call, Context, Endpoint, Listing
 from serving.dialects.fields import given
 from serving.dialects.lines import encode
 from serving.dialects.livepeer import wire
@@ -125,6 +125,7 @@ class Livepeer:
     prefixes = ("",)
     endpoints = (_endpoint("/llm"), _endpoint("/llm/"))
     listings: tuple[Listing[Any], ...] = ()
+    calls: tuple[Call[Any], ...] = ()
     error_schema = wire.HTTPError
 
     def render_error(self, error: ServingError) -> tuple[int, bytes]:
