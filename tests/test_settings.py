@@ -40,6 +40,7 @@ def test_a_whole_file(tmp_path: Path) -> None:
         default_model = "n"
         max_body_bytes = 10
         max_running_choices = 2
+        library_dir = "/srv/user_data"
         grammars = true
         keep_alive_s = 5
         write_timeout_s = 1.5

@@ -24,6 +24,7 @@ from serving.core import (
     TokenLogprob,
     Usage,
 )
+from serving.dialects.library import Library
 from serving.errors import ServingError, Unauthenticated, UnknownModel
 from serving.ledger.base import Account, Books, DayUsage, Key, account_tag
 from serving.pipeline import Pipeline
@@ -76,6 +77,7 @@ class Context:
     request_id: str
     now: int
     catalog: Catalog
+    library: Library = field(default=Library())
     grammars: bool = False
 
 
@@ -88,6 +90,7 @@ class Standing:
     books: Books
     pipeline: Pipeline
     now: datetime
+    library: Library = field(default=Library())
 
     @classmethod
     def of(cls, caller: Caller, models: tuple[ModelInfo, ...], books: Books, pipeline: Pipeline) -> "Standing":
@@ -189,7 +192,8 @@ class Endpoint(Generic[W]):
     """One generating endpoint: what is sent, what it means, how its answer is told. `name` labels it in metrics.
 
     `answer` is the schema of a whole answer, whose media types are listed, and those of streams. `ignored` names the
-    fields of a request that ask for something and change nothing: the caller is told in a header.
+    fields of a request that ask for something and change nothing: the caller is told in a header. `look_up` gives the
+    request with what the files say that it names.
     """
 
     name: str
@@ -202,6 +206,7 @@ class Endpoint(Generic[W]):
     to_core: Callable[[W, Context], GenerationRequest]
     teller: Callable[[W, GenerationRequest, Context], Teller]
     ignored: Callable[[W], Sequence[str]] = lambda request: ()
+    look_up: Callable[[W, Context], Awaitable[W]] | None = None
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ import logging
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import aclosing
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 from uuid import uuid4
 
@@ -35,6 +35,7 @@ from serving.dialects.base import (
     Standing,
     Teller,
 )
+from serving.dialects.library import Library
 from serving.edge.body import ClientGone, decode, decode_query, read_body
 from serving.edge.headers import IGNORED, REQUEST_ID, error_headers, granted_headers
 from serving.edge.mistakes import our_mistake
@@ -69,6 +70,7 @@ class Http:
     max_body_bytes: int
     keep_alive_s: float
     write_timeout_s: float
+    library: Library = field(default=Library())
     grammars: bool = False
 
     async def authenticate(self, request: Request) -> tuple[Backend, Caller]:
@@ -79,7 +81,7 @@ class Http:
     async def standing(self, request: Request) -> Standing:
         """Raises as `authenticate` does."""
         backend, caller = await self.authenticate(request)
-        return Standing.of(caller, self.models, backend.books, backend.pipeline)
+        return replace(Standing.of(caller, self.models, backend.books, backend.pipeline), library=self.library)
 
 
 def authorization(request: Request) -> str | None:
@@ -245,7 +247,10 @@ class Exchange(Response):
         revoked: asyncio.Future[ServingError],
     ) -> None:
         """Wire model to answer, sent as it comes or whole."""
-        context = Context(self._id, int(time.time()), Catalog.of(self._http.models, caller), self._http.grammars)
+        http = self._http
+        context = Context(self._id, int(time.time()), Catalog.of(http.models, caller), http.library, http.grammars)
+        if self._endpoint.look_up is not None:
+            request = await self._endpoint.look_up(request, context)
         core_request = self._endpoint.to_core(request, context)
         self._model = core_request.model
         if ignored := self._endpoint.ignored(request):
