@@ -26,6 +26,7 @@ from serving.core import (
     Usage,
 )
 from serving.core_tasks import ModelKind, TaskKind, TaskRequest
+from serving.dialects.library import Library
 from serving.errors import NotFound, ServingError, Unauthenticated, UnknownModel
 from serving.ledger.base import STOP, Account, Books, DayUsage, Key, account_tag
 from serving.pipeline import Pipeline
@@ -110,6 +111,7 @@ class Context:
     request_id: str
     now: int
     catalog: Catalog
+    library: Library = field(default=Library())
     grammars: bool = False
 
 
@@ -160,10 +162,11 @@ class Standing:
     backend: Backend
     models: Models
     now: datetime
+    library: Library
 
     @classmethod
-    def of(cls, caller: Caller, backend: Backend, models: Models) -> "Standing":
-        return cls(caller, Catalog.of(models.infos, caller), backend, models, datetime.now(UTC))
+    def of(cls, caller: Caller, backend: Backend, models: Models, library: Library) -> "Standing":
+        return cls(caller, Catalog.of(models.infos, caller), backend, models, datetime.now(UTC), library)
 
     def prompting(self, model: str | None) -> Prompting:
         """How the model that `model` means (see `Catalog.resolve`) reads and writes texts. Raises UnknownModel."""
@@ -269,7 +272,8 @@ class Endpoint(Generic[W]):
     """One generating endpoint: what is sent, what it means, how its answer is told. `name` labels it in metrics.
 
     `answer` is the schema of a whole answer, whose media types are listed, and those of streams. `ignored` names the
-    fields of a request that ask for something and change nothing: the caller is told in a header.
+    fields of a request that ask for something and change nothing: the caller is told in a header. `look_up` gives the
+    request with what the files say that it names.
     """
 
     name: str
@@ -282,6 +286,7 @@ class Endpoint(Generic[W]):
     to_core: Callable[[W, Context], GenerationRequest]
     teller: Callable[[W, GenerationRequest, Context], Teller]
     ignored: Callable[[W], Sequence[str]] = lambda request: ()
+    look_up: Callable[[W, Context], Awaitable[W]] | None = None
 
 
 class Told(NamedTuple):

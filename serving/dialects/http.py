@@ -40,6 +40,7 @@ from serving.dialects.base import (
     TaskEndpoint,
     Teller,
 )
+from serving.dialects.library import Library
 from serving.edge.admin_key import is_admin
 from serving.edge.body import ClientGone, decode, decode_query, read_body
 from serving.edge.headers import IGNORED, REQUEST_ID, error_headers, granted_headers
@@ -67,6 +68,7 @@ class Http:
     max_body_bytes: int
     keep_alive_s: float
     write_timeout_s: float
+    library: Library = field(default=Library())
     grammars: bool = False
 
     async def authenticate(self, request: Request) -> tuple[Backend, Caller]:
@@ -78,14 +80,14 @@ class Http:
         """Who asks, with a key that has `access`. Raises Forbidden, and as `authenticate` does."""
         backend = self.backend()
         if access != "key" and is_admin(authorization(request), self.admin_key):
-            return Standing.of(OPERATOR, backend, self.models)
+            return Standing.of(OPERATOR, backend, self.models, self.library)
         _, caller = await self.authenticate(request)
         if access == "admin":
             why = (
                 "the admin key alone may do this" if self.admin_key else "this server has no admin key, which it takes"
             )
             raise Forbidden(f"This key may not do this: {why}.")
-        return Standing.of(caller, backend, self.models)
+        return Standing.of(caller, backend, self.models, self.library)
 
 
 def authorization(request: Request) -> str | None:
@@ -265,16 +267,22 @@ class Exchange(Response):
         revoked: asyncio.Future[ServingError],
     ) -> None:
         """Wire model to a whole answer."""
-        catalog = Catalog.of(self._http.models.infos, caller)
-        task = endpoint.to_core(request, Context(self._id, int(time.time()), catalog))
+        context = self._context(caller)
+        task = endpoint.to_core(request, context)
         self._model = task.model
-        (model,) = (model for model in catalog.tasks if model.id == task.model)
+        (model,) = (model for model in context.catalog.tasks if model.id == task.model)
         on_hold = partial(self._on_hold, reply)
         result, receipt = await tasks.perform(caller, task, on_hold=on_hold, revoked=revoked)
         self._receipt = receipt
         told = await asyncio.to_thread(endpoint.tell, request, result, model, receipt)
         reply.headers["content-type"] = told.media_type
         await reply.write(told.body, more=False)
+
+    def _context(self, caller: Caller) -> Context:
+        http = self._http
+        return Context(
+            self._id, int(time.time()), Catalog.of(http.models.infos, caller), http.library, grammars=http.grammars
+        )
 
     def _on_hold(self, reply: Reply, granted: Granted) -> None:
         self._granted = granted
@@ -290,7 +298,12 @@ class Exchange(Response):
         revoked: asyncio.Future[ServingError],
     ) -> None:
         """Wire model to answer, sent as it comes or whole."""
-        context = Context(self._id, int(time.time()), Catalog.of(self._http.models.infos, caller), self._http.grammars)
+        http = self._http
+        context = Context(
+            self._id, int(time.time()), Catalog.of(http.models.infos, caller), http.library, http.grammars
+        )
+        if endpoint.look_up is not None:
+            request = await endpoint.look_up(request, context)
         core_request = endpoint.to_core(request, context)
         self._model = core_request.model
         if ignored := endpoint.ignored(request):
