@@ -28,6 +28,7 @@ from serving.core import Plan
 from serving.dialects.base import Call, Dialect, Endpoint, Listing, ModelInfo
 from serving.dialects.dreamgen.translate import DreamGen
 from serving.dialects.http import Exchange, Http, call_response, listing_response
+from serving.dialects.livepeer.translate import Livepeer
 from serving.dialects.openai.dialect import OpenAI
 from serving.edge.headers import EXPOSED, error_headers
 from serving.engine.base import Engine
@@ -41,7 +42,7 @@ from serving.prompting.prepare import Prompting
 from serving.settings import ModelSettings, Settings, SettingsError
 from serving.stock import Stock, Ways
 
-DIALECTS: tuple[Dialect, ...] = (DreamGen(), OpenAI())
+DIALECTS: tuple[Dialect, ...] = (DreamGen(), OpenAI(), Livepeer())
 
 
 @dataclass(frozen=True)
@@ -84,10 +85,10 @@ def build(
         given = (loaders or {}).get(model.id)
         return _after(backing, given or local(model.path, revision=model.revision, engine=model.engine))
 
-    known = {model.id: model for model in settings.models}
-    engines = EngineRegistry({model: loader(known[model]) for model in models}, _tell_engine_up)
-    ways, beside = Ways(_served, loader), settings.replace_beside
-    stock = Stock(models, model_infos(settings), engines, known, ways, folder=settings.models_dir, beside=beside)
+    engines = EngineRegistry(
+        {model.id: loader(model) for model in settings.models if model.id in models}, _tell_engine_up
+    )
+    stock = _stock(settings, models, engines, loader)
     http = Http(
         backend=backing.backend,
         models=stock,
@@ -95,6 +96,7 @@ def build(
         max_body_bytes=settings.max_body_bytes,
         keep_alive_s=settings.keep_alive_s,
         write_timeout_s=settings.write_timeout_s,
+        grammars=settings.grammars,
     )
     app = FastAPI(title="story-serving", version=__version__, lifespan=lifespan_of(engines, backing))
     mount(app, http)
@@ -102,15 +104,26 @@ def build(
     mount_operations(app, engines, admission, backing)
     if settings.admin_key:
         mount_admin(app, settings.admin_key, partial(_admin, backing, plans), stock.known, settings.write_timeout_s)
-    if settings.cors_origins:
-        app.add_middleware(
-            CORSMiddleware,
-            allow_origins=settings.cors_origins,
-            allow_methods=["*"],
-            allow_headers=["*"],
-            expose_headers=EXPOSED,
-        )
+    _allow_origins(app, settings.cors_origins)
     return Service(app, engines, admission, backing, key.text if key else None)
+
+
+def _allow_origins(app: FastAPI, origins: tuple[str, ...]) -> None:
+    if origins:
+        app.add_middleware(
+            CORSMiddleware, allow_origins=origins, allow_methods=["*"], allow_headers=["*"], expose_headers=EXPOSED
+        )
+
+
+def _stock(
+    settings: Settings,
+    models: dict[str, ServedModel],
+    engines: EngineRegistry,
+    loader: Callable[[ModelSettings], Loader],
+) -> Stock:
+    known = {model.id: model for model in settings.models}
+    ways, beside = Ways(_served, loader), settings.replace_beside
+    return Stock(models, model_infos(settings), engines, known, ways, folder=settings.models_dir, beside=beside)
 
 
 def _configured_key(settings: Settings, pepper: bytes) -> ConfiguredKey | None:
@@ -252,13 +265,21 @@ def mount_errors(app: FastAPI) -> None:
         known = MethodNotAllowed if status == 405 else NotFound
         told = known(f"There is no {request.method} {path} here." if status == 405 else f"There is no {path} here.")
         headers = error_headers(told) | ({"allow": _methods(app, path)} if status == 405 else {})
-        for dialect in DIALECTS:
-            if any(path.startswith(prefix + "/") for prefix in dialect.prefixes):
-                code, body = dialect.render_error(told)
-                return Response(body, code, headers)
+        if dialect := _dialect_of(path):
+            code, body = dialect.render_error(told)
+            return Response(body, code, headers)
         return JSONResponse({"detail": told.message}, told.status, headers)
 
     app.add_exception_handler(HTTPException, handle)
+
+
+def _dialect_of(path: str) -> Dialect | None:
+    """The dialect whose prefix an address lies under. One without a prefix has no addresses but its own."""
+    for dialect in DIALECTS:
+        own = {endpoint.path for endpoint in dialect.endpoints if "" in dialect.prefixes}
+        if path in own or any(path.startswith(prefix + "/") for prefix in dialect.prefixes if prefix):
+            return dialect
+    return None
 
 
 def _methods(app: FastAPI, path: str) -> str:

@@ -88,6 +88,13 @@ class Settings:
     )
     max_body_bytes: int = field(default=4 * 1024 * 1024, metadata={"doc": "Largest request body."})
     max_running_choices: int = field(default=1024, metadata={"doc": "Choices generated at once before 503."})
+    grammars: bool = field(
+        default=False,
+        metadata={
+            "doc": "Whether `grammar_string` is taken. An ambiguous grammar can hold up a model for everybody: only "
+            "for callers you trust."
+        },
+    )
     keep_alive_s: float = field(default=10.0, metadata={"doc": "Silence after which a stream sends a keep-alive."})
     write_timeout_s: float = field(default=60.0, metadata={"doc": "A client that reads nothing for so long is cut."})
     drain_s: float = field(default=30.0, metadata={"doc": "Time that running requests get to finish at shutdown."})

@@ -4,7 +4,7 @@ It holds no HTTP and no wire format. `Answer` is the fold of a generation's even
 dialect is made from it, so a stream and a whole answer cannot disagree.
 """
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, date, datetime
 from typing import Any, Generic, Literal, Protocol, TypeAlias, TypeVar
@@ -71,11 +71,13 @@ class Catalog:
 
 @dataclass(frozen=True, slots=True)
 class Context:
-    """What a translation needs beside the wire request. `now` is a Unix time in seconds."""
+    """What a translation needs beside the wire request. `now` is a Unix time in seconds. `grammars`: the operator
+    allows them."""
 
     request_id: str
     now: int
     catalog: Catalog
+    grammars: bool = False
 
 
 @dataclass(frozen=True)
@@ -232,7 +234,8 @@ Access: TypeAlias = Literal["key", "admin", "either"]
 class Endpoint(Generic[W]):
     """One generating endpoint: what is sent, what it means, how its answer is told. `name` labels it in metrics.
 
-    `answer` is the schema of a whole answer, whose media types are listed, and those of streams.
+    `answer` is the schema of a whole answer, whose media types are listed, and those of streams. `ignored` names the
+    fields of a request that ask for something and change nothing: the caller is told in a header.
     """
 
     name: str
@@ -244,6 +247,7 @@ class Endpoint(Generic[W]):
     stream_media_types: tuple[str, ...]
     to_core: Callable[[W, Context], GenerationRequest]
     teller: Callable[[W, GenerationRequest, Context], Teller]
+    ignored: Callable[[W], Sequence[str]] = lambda request: ()
 
 
 @dataclass(frozen=True)

@@ -39,7 +39,7 @@ from serving.dialects.base import (
 )
 from serving.edge.admin_key import is_admin
 from serving.edge.body import ClientGone, decode, decode_query, read_body
-from serving.edge.headers import REQUEST_ID, error_headers, granted_headers
+from serving.edge.headers import IGNORED, REQUEST_ID, error_headers, granted_headers
 from serving.edge.mistakes import our_mistake
 from serving.errors import Forbidden, Overloaded, PlanChanged, ServingError
 from serving.pipeline import Granted, Pipeline
@@ -63,6 +63,7 @@ class Http:
     max_body_bytes: int
     keep_alive_s: float
     write_timeout_s: float
+    grammars: bool = False
 
     async def authenticate(self, request: Request) -> tuple[Backend, Caller]:
         """What answers, and who asks. Raises Overloaded, and as `Keyring` does."""
@@ -246,9 +247,12 @@ class Exchange(Response):
         revoked: asyncio.Future[ServingError],
     ) -> None:
         """Wire model to answer, sent as it comes or whole."""
-        context = Context(self._id, int(time.time()), Catalog.of(self._http.models.infos, caller))
+        catalog = Catalog.of(self._http.models.infos, caller)
+        context = Context(self._id, int(time.time()), catalog, self._http.grammars)
         core_request = self._endpoint.to_core(request, context)
         self._model = core_request.model
+        if ignored := self._endpoint.ignored(request):
+            reply.headers[IGNORED] = ", ".join(ignored)
         self._teller = teller = self._endpoint.teller(request, core_request, context)
         reply.headers |= {"content-type": teller.media_type} | (_STREAM_HEADERS if teller.streamed else {})
         answer = Answer()
