@@ -234,15 +234,15 @@ Access: TypeAlias = Literal["key", "admin", "either"]
 class Endpoint(Generic[W]):
     """One generating endpoint: what is sent, what it means, how its answer is told. `name` labels it in metrics.
 
-    `answer` is the schema of a whole answer, whose media types are listed, and those of streams. `ignored` names the
-    fields of a request that ask for something and change nothing: the caller is told in a header.
+    `answer` is the schema of a whole answer, whose media types are listed, and those of streams, if it has any.
+    `ignored` names the fields of a request that ask for something and change nothing: the caller is told in a header.
     """
 
     name: str
     path: str
     summary: str
     wire: type[W]
-    answer: type[msgspec.Struct]
+    answer: type[Any]
     whole_media_types: tuple[str, ...]
     stream_media_types: tuple[str, ...]
     to_core: Callable[[W, Context], GenerationRequest]
@@ -276,7 +276,7 @@ class Call(Generic[W]):
     path: str
     summary: str
     wire: type[W]
-    answer: type[msgspec.Struct | str]
+    answer: type[Any]
     tell: Callable[[W, Standing], Awaitable[bytes]]
     prefixes: tuple[str, ...] | None = None
     methods: tuple[str, ...] = ("POST",)

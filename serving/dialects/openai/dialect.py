@@ -70,6 +70,7 @@ class OpenAI:
             text_teller,
             ignored,
         ),
+        *probes.ENDPOINTS,
     )
     listings: tuple[Listing[Any], ...] = (
         Listing("models", "/models", _MODELS, _BOTH, wire.NoQuery, wire.ModelList, list_models),
