@@ -94,8 +94,9 @@ def inherited(dialect: Dialect, wire: type[msgspec.Struct]) -> set[str]:
 def call_fields(dialect: Dialect) -> str:
     """What may be sent to the endpoints that answer a body without a generation; not what is inside of a field."""
     addresses: dict[type[msgspec.Struct], list[str]] = {}
+    generating = {endpoint.wire for endpoint in dialect.endpoints}
     for call in dialect.calls:
-        if call.prefixes is None:  # those elsewhere take the same
+        if call.prefixes is None and call.wire not in generating:  # those elsewhere take the same
             addresses.setdefault(call.wire, []).append(call.path)
 
     def rows() -> Iterator[list[str]]:
@@ -292,12 +293,16 @@ def tables() -> dict[str, str]:
     told = {"settings": settings(), "models": models(), "metrics": metrics(), "errors": errors()}
     told["unused options"] = unused_options()
     told |= {"admin routes": admin_routes(), "admin fields": admin_fields()}
+    seen: set[object] = set()
     for dialect in DIALECTS:
         told[f"{dialect.name} endpoints"] = endpoints(dialect)
-        if dialect.calls:
+        if not seen.issuperset(call.wire for call in dialect.calls):
             told[f"{dialect.name} calls"] = call_fields(dialect)
         for endpoint in dialect.endpoints:
-            told[f"{dialect.name} {endpoint.name}"] = request_fields(dialect, endpoint.wire)
+            if endpoint.wire not in seen:
+                told[f"{dialect.name} {endpoint.name}"] = request_fields(dialect, endpoint.wire)
+        seen.update(endpoint.wire for endpoint in dialect.endpoints)
+        seen.update(call.wire for call in dialect.calls)
     return told
 
 

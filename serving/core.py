@@ -28,11 +28,13 @@ class Message:
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """The header of the turn to generate. `open`: the model itself chooses the names that follow the role."""
+    """The header of the turn to generate. `open`: the model itself chooses the names that follow the role. Behind a
+    header that is not, `begun` is what the turn says already."""
 
     role: Role
     names: tuple[str, ...] = ()
     open: bool = False
+    begun: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,9 +47,31 @@ class ChatPrompt:
 
 @dataclass(frozen=True, slots=True)
 class RawPrompt:
-    """Text already in the model's format: special tokens spelled in it are special tokens."""
+    """Text already in the model's format: special tokens spelled in it are special tokens.
+
+    `seam` is a character that is no part of the text: where it stands, the text is encoded in parts, so that what is
+    spelled over it is no special token. `param` names the field that the text came from.
+    """
 
     text: str
+    seam: str = ""
+    param: str = "prompt"
+
+
+@dataclass(frozen=True, slots=True)
+class TemplatePrompt:
+    """Turns to render with a Jinja template of the caller's, which `param` names.
+
+    Special tokens spelled in the template are that; contents are data, as in a ChatPrompt. `values`: what else the
+    template may use. `continued`: the answer goes on with the last turn. `begun` stands behind what is rendered.
+    """
+
+    template: str
+    messages: tuple[Message, ...]
+    param: str
+    values: Mapping[str, str] = field(default_factory=dict)
+    continued: bool = False
+    begun: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +82,7 @@ class TokenPrompt:
 
 
 Prompt: TypeAlias = ChatPrompt | RawPrompt | TokenPrompt
+"""What can be encoded."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,7 +174,7 @@ class GenerationRequest:
 
     request_id: str
     model: str
-    prompts: tuple[Prompt, ...]
+    prompts: tuple[Prompt | TemplatePrompt, ...]
     n: int = 1
     sampling: Sampling = Sampling()
     stopping: Stopping = Stopping()

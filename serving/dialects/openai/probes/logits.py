@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from serving.core import Event, GenerationRequest, Receipt
 from serving.dialects.base import Answer, Context
 from serving.dialects.lines import encode
-from serving.dialects.openai import preset
+from serving.dialects.openai.modes import unused_of
 from serving.dialects.openai.probes import wire
 from serving.dialects.openai.tell import error_body
 from serving.dialects.openai.translate import text_to_core
@@ -39,7 +39,7 @@ def ignored(request: wire.LogitsRequest) -> Sequence[str]:
     """Samplers that do not take part. The engine tells log probabilities, and a repetition penalty needs logits."""
     if not request.use_samplers:
         return ()
-    names = preset.ignored(request)
+    names = [*unused_of(request)]
     if request.repetition_penalty not in (None, 1):
         names.append("repetition_penalty")
     return [*names, *(name for name in ("response_format", "grammar_string") if getattr(request, name))]

@@ -3,6 +3,7 @@
 from typing import Any
 
 from serving.dialects.base import Call, Endpoint, Listing
+from serving.dialects.openai.lookup import look_up
 from serving.dialects.openai.probes import logits, models, tokens, wire
 from serving.dialects.openai.wire import NoQuery
 
@@ -21,6 +22,7 @@ ENDPOINTS: tuple[Endpoint[Any], ...] = (
         logits.logits_to_core,
         logits.logits_teller,
         logits.ignored,
+        look_up,
     ),
 )
 
