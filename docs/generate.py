@@ -74,8 +74,20 @@ def endpoints(dialect: Dialect) -> str:
     return where + table(("Address", "What it does", "Answers"), rows())
 
 
-def request_fields(wire: type[msgspec.Struct]) -> str:
-    return table(("Field", "Type", "Default", "Meaning"), _rows(inspect.type_info(wire), ""))
+def request_fields(dialect: Dialect, wire: type[msgspec.Struct]) -> str:
+    """The fields of a request, but for those of another one that it extends."""
+    told_already = inherited(dialect, wire)
+    rows = _rows(inspect.type_info(wire), "")
+    return table(
+        ("Field", "Type", "Default", "Meaning"),
+        (row for row in rows if row[0].strip("`").split(".")[0].removesuffix("[]") not in told_already),
+    )
+
+
+def inherited(dialect: Dialect, wire: type[msgspec.Struct]) -> set[str]:
+    """Names of the fields that a request has from that of another endpoint."""
+    others = (endpoint.wire for endpoint in dialect.endpoints if endpoint.wire in wire.__mro__[1:])
+    return {field.encode_name for other in others for field in msgspec.structs.fields(other)}
 
 
 def call_fields(dialect: Dialect) -> str:
@@ -291,7 +303,7 @@ def tables() -> dict[str, str]:
             told[f"{dialect.name} calls"] = call_fields(dialect)
         for endpoint in posted(dialect):
             if endpoint.wire not in seen:
-                told[f"{dialect.name} {endpoint.name}"] = request_fields(endpoint.wire)
+                told[f"{dialect.name} {endpoint.name}"] = request_fields(dialect, endpoint.wire)
         seen.update(endpoint.wire for endpoint in posted(dialect))
         seen.update(call.wire for call in dialect.calls)
     return told

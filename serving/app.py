@@ -76,7 +76,6 @@ def build(
     pepper = load_pepper(settings.data_dir, settings.key_pepper)
     plans = _plans(settings)
     key = _configured_key(settings, pepper)
-    known = {model.id: model for model in settings.models}
     models = {model.id: _served(model) for model in settings.models if model.kind == "generation" and not model.standby}
     task_models = {model.id: _task_model(model) for model in settings.models if model.kind != "generation"}
     admission = Admission(settings.max_running_choices)
@@ -93,9 +92,9 @@ def build(
     def loader(model: ModelSettings) -> Loader:
         return _after(backing, (loaders or {}).get(model.id) or local_loader(model))
 
-    engines = EngineRegistry({model: loader(known[model]) for model in (*models, *task_models)}, _tell_engine_up)
-    ways, beside = Ways(_served, loader), settings.replace_beside
-    stock = Stock(models, model_infos(settings), engines, known, ways, folder=settings.models_dir, beside=beside)
+    loaders_of = {model.id: loader(model) for model in settings.models if model.id in models or model.id in task_models}
+    engines = EngineRegistry(loaders_of, _tell_engine_up)
+    stock = _stock(settings, models, engines, loader)
     http = Http(
         backend=backing.backend,
         models=stock,
@@ -112,15 +111,26 @@ def build(
     mount_operations(app, engines, admission, backing)
     if settings.admin_key:
         mount_admin(app, settings.admin_key, partial(_admin, backing, plans), stock.known, settings.write_timeout_s)
-    if settings.cors_origins:
-        app.add_middleware(
-            CORSMiddleware,
-            allow_origins=settings.cors_origins,
-            allow_methods=["*"],
-            allow_headers=["*"],
-            expose_headers=EXPOSED,
-        )
+    _allow_origins(app, settings.cors_origins)
     return Service(app, engines, admission, backing, key.text if key else None)
+
+
+def _allow_origins(app: FastAPI, origins: tuple[str, ...]) -> None:
+    if origins:
+        app.add_middleware(
+            CORSMiddleware, allow_origins=origins, allow_methods=["*"], allow_headers=["*"], expose_headers=EXPOSED
+        )
+
+
+def _stock(
+    settings: Settings,
+    models: dict[str, ServedModel],
+    engines: EngineRegistry,
+    loader: Callable[[ModelSettings], Loader],
+) -> Stock:
+    known = {model.id: model for model in settings.models}
+    ways, beside = Ways(_served, loader), settings.replace_beside
+    return Stock(models, model_infos(settings), engines, known, ways, folder=settings.models_dir, beside=beside)
 
 
 def _configured_key(settings: Settings, pepper: bytes) -> ConfiguredKey | None:

@@ -157,6 +157,9 @@ class Grammar:
 
 AnswerFormat: TypeAlias = JsonFormat | Grammar
 
+Distribution: TypeAlias = Literal["raw", "sampled"]
+"""That of a token: of the model itself, or what the samplers leave of it."""
+
 
 @dataclass(frozen=True, slots=True)
 class GenerationRequest:
@@ -166,6 +169,7 @@ class GenerationRequest:
     `keep_special_tokens` leaves message ends and headers in the text, as the native protocol shows them.
     `add_bos` False puts no BOS before a prompt that lacks it. `cut_prompt`: a prompt that leaves less room than
     `max_tokens` within `max_total_tokens` and the context loses its beginning; else it is an error.
+    `distribution`: not an answer is wanted, but the likeliest `logprobs` of all tokens that may come next.
     """
 
     request_id: str
@@ -181,6 +185,7 @@ class GenerationRequest:
     keep_special_tokens: bool = False
     add_bos: bool = True
     cut_prompt: bool = False
+    distribution: Distribution | None = None
 
 
 # ---- what is prepared ------------------------------------------------------------------------------------------------
@@ -237,7 +242,8 @@ class PreparedRequest:
     `index` numbers the choice within its request; `first_of_prompt` marks the choice that pays for the prompt.
     `sampling` has no banned tokens any more: they are biases. `stop_token_ids` end the choice and are not part of its
     text. `ignore_eos`: the engine's own EOS list is not used.
-    `max_tokens` 0 asks for the prompt alone (echo). `prompt_logprobs` asks for those of the prompt's tokens.
+    `max_tokens` 0 asks for the prompt alone (echo). `prompt_logprobs` asks for those of the prompt's tokens. With a
+    `distribution` the one token's alternatives are of that one, spelled as the vocabulary does.
     The rest is read behind the engine: `open_header` (the model writes the rest of its own header first),
     `keep_special_tokens`, and `echo_text`, told before the first token.
     """
@@ -255,6 +261,7 @@ class PreparedRequest:
     rules: LogitsRules | None = None
     logprobs: int | None = None
     prompt_logprobs: bool = False
+    distribution: Distribution | None = None
     first_of_prompt: bool = True
     open_header: bool = False
     keep_special_tokens: bool = False

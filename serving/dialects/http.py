@@ -83,9 +83,7 @@ class Http:
             return Standing.of(OPERATOR, backend, self.models, self.library)
         _, caller = await self.authenticate(request)
         if access == "admin":
-            why = (
-                "the admin key alone may do this" if self.admin_key else "this server has no admin key, which it takes"
-            )
+            why = "the admin key alone may" if self.admin_key else "this server has no admin key, which it takes"
             raise Forbidden(f"This key may not do this: {why}.")
         return Standing.of(caller, backend, self.models, self.library)
 
@@ -298,10 +296,7 @@ class Exchange(Response):
         revoked: asyncio.Future[ServingError],
     ) -> None:
         """Wire model to answer, sent as it comes or whole."""
-        http = self._http
-        context = Context(
-            self._id, int(time.time()), Catalog.of(http.models.infos, caller), http.library, http.grammars
-        )
+        context = self._context(caller)
         if endpoint.look_up is not None:
             request = await endpoint.look_up(request, context)
         core_request = endpoint.to_core(request, context)

@@ -15,10 +15,13 @@ import psutil
 from vllm.v1.engine.async_llm import AsyncLLM
 
 from serving.core import Event, PreparedRequest, Sampling
-from serving.engine.limits import Model, check
+from serving.engine.distribution import distribution
+from serving.engine.limits import MOST_LOGPROBS, Model, check
 from serving.engine.process import VllmProcess
 from serving.engine.translate import events, invalid
 from serving.sampling.base import adapters
+from serving.sampling.chain import Chain
+from serving.sampling.source import load_vocabulary
 
 
 class LocalEngine(VllmProcess):
@@ -28,8 +31,9 @@ class LocalEngine(VllmProcess):
         super().__init__(llm, processes)
         config: Any = llm.model_config
         vocab_size = config.get_vocab_size()
-        logprobs = config.max_logprobs if config.max_logprobs >= 0 else vocab_size
+        logprobs = config.max_logprobs if config.max_logprobs >= 0 else MOST_LOGPROBS
         self._model = Model(vocab_size, config.max_model_len, logprobs)
+        self._chain: Chain | None = None
 
     @staticmethod
     def _configure(config: Any) -> None:  # noqa: ANN401  # VllmConfig, which has no types here
@@ -57,7 +61,17 @@ class LocalEngine(VllmProcess):
         llm = self._open()
         check(request, self._model)
         vllm_id = self._id(f"{request.request_id}-{request.index}")
+        if request.distribution is None:
+            said = events(llm, request, vllm_id)
+        else:
+            said = distribution(llm, request, vllm_id, self._host_chain)
         with self._asking(partial(invalid, request)):
-            async with contextlib.aclosing(events(llm, request, vllm_id)) as told:
+            async with contextlib.aclosing(said) as told:
                 async for event in told:
                     yield event
+
+    def _host_chain(self) -> Chain:
+        """Blocks when it is called first: reads files."""
+        if self._chain is None:
+            self._chain = Chain(load_vocabulary(self._llm.vllm_config))
+        return self._chain

@@ -259,5 +259,6 @@ ADAPTERS = {
     f"{dialect.name} {endpoint.name}": Adapter(dialect, endpoint, *_PARTS[dialect.name, endpoint.name])
     for dialect in DIALECTS
     for endpoint in reversed(dialect.endpoints)
+    if endpoint.stream_media_types
 }
-"""One for every generating endpoint of every dialect: a missing one is a KeyError here. The first of a name counts."""
+"""One for every endpoint that streams: a missing one is a KeyError here. The first of a name counts."""

@@ -79,6 +79,7 @@ class OpenAI:
             unused_of,
             look_up,
         ),
+        *probes.ENDPOINTS,
     )
     tasks = TASKS
     listings: tuple[Listing[Any], ...] = (

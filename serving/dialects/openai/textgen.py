@@ -110,7 +110,9 @@ def _own_call(call: Call[Any]) -> Call[Any]:
 def _own_endpoint(endpoint: Endpoint[Any]) -> Endpoint[Any]:
     if endpoint.wire is wire.ChatCompletionRequest:
         return replace(endpoint, to_core=_chat, teller=partial(chat_teller, error_body=stream_error))
-    return replace(endpoint, to_core=_text, teller=partial(text_teller, error_body=stream_error))
+    if endpoint.wire is wire.CompletionRequest:
+        return replace(endpoint, to_core=_text, teller=partial(text_teller, error_body=stream_error))
+    return replace(endpoint, to_core=lambda request, context: endpoint.to_core(request, _lenient(context)))
 
 
 class TextGen(OpenAI):

@@ -5,6 +5,8 @@ for those of `preset.py`. An answer to a chat ends with its message; a text comp
 lets it run on through further messages.
 """
 
+from typing import Any
+
 import msgspec
 
 from serving.core import (
@@ -148,7 +150,7 @@ def _ignore_eos(request: wire.CommonRequest) -> bool:
     return bool(request.ban_eos_token if request.ignore_eos is None else request.ignore_eos)
 
 
-def _prompt_options(request: wire.CommonRequest) -> dict[str, bool]:
+def _prompt_options(request: wire.CommonRequest) -> dict[str, Any]:
     return {"add_bos": request.add_bos_token is not False, "cut_prompt": bool(request.truncation_length)}
 
 

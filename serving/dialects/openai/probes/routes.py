@@ -2,12 +2,29 @@
 
 from typing import Any
 
-from serving.dialects.base import Call, Listing
-from serving.dialects.openai.probes import models, tokens, wire
+from serving.dialects.base import Call, Endpoint, Listing
+from serving.dialects.openai.lookup import look_up
+from serving.dialects.openai.probes import logits, models, tokens, wire
 from serving.dialects.openai.wire import NoQuery
 
 _ROOTS = ("", "/api/openai", "/textgen")
 """Clients take `/v1` off the address that they are given, and add what they know of the server."""
+
+ENDPOINTS: tuple[Endpoint[Any], ...] = (
+    Endpoint(
+        "internal.logits",
+        "/internal/logits",
+        "What the next token may be",
+        wire.LogitsRequest,
+        wire.Logits,
+        ("application/json",),
+        (),
+        logits.logits_to_core,
+        logits.logits_teller,
+        logits.ignored,
+        look_up,
+    ),
+)
 
 SERVER_CALLS: tuple[Call[Any], ...] = (
     Call(
