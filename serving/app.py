@@ -34,7 +34,7 @@ from serving.dialects.openai.dialect import OpenAI
 from serving.dialects.openai.textgen import TextGen
 from serving.edge.headers import EXPOSED, error_headers
 from serving.engine.base import Engine, TaskEngine
-from serving.engine.registry import EngineRegistry, Loader, State, local, pooling
+from serving.engine.registry import EngineRegistry, Loader, State, image_server, local, pooling
 from serving.errors import MethodNotAllowed, NotFound
 from serving.ledger.base import Ledger
 from serving.ledger.open import Opened, open_ledger
@@ -44,7 +44,7 @@ from serving.prompting.prepare import Prompting
 from serving.prompting.texts import Texts, labels_of
 from serving.settings import ModelSettings, Settings, SettingsError
 from serving.stock import Stock, Ways
-from serving.tasks import TaskModel, Tasks
+from serving.tasks import Sizes, TaskModel, Tasks
 
 DIALECTS: tuple[Dialect, ...] = (DreamGen(), OpenAI(), TextGen(), Livepeer())
 
@@ -173,6 +173,8 @@ def _served(model: ModelSettings) -> ServedModel:
 
 
 def _task_model(model: ModelSettings) -> TaskModel:
+    if model.kind == "image":
+        return TaskModel(model.id, model.price, Sizes(model.sizes).prepare)
     try:
         texts = Texts.load(model.path, model.revision)
         labels = labels_of(model.path, model.revision) if model.categories else ()
@@ -196,6 +198,8 @@ def local_loader(model: ModelSettings) -> Loader:
     """A configured model as a vLLM engine in this process."""
     if model.kind == "generation":
         return local(model.path, revision=model.revision, engine=model.engine)
+    if model.kind == "image":
+        return image_server(model.path, model.server_model or model.id, model.server_key)
     return pooling(model.path, model.kind, revision=model.revision, engine=model.engine)
 
 

@@ -7,12 +7,12 @@ model's input price counts: a token of a text, a second of audio, an image.
 from array import array
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from typing import Generic, Literal, TypeAlias, TypeVar
 
 from serving.core import Price
 
-TaskKind: TypeAlias = Literal["embedding", "classification"]
-ModelKind: TypeAlias = Literal["generation", "embedding", "classification"]
+TaskKind: TypeAlias = Literal["embedding", "classification", "image"]
+ModelKind: TypeAlias = Literal["generation", "embedding", "classification", "image"]
 
 
 # ---- what is asked ---------------------------------------------------------------------------------------------------
@@ -33,16 +33,27 @@ class Classify:
     inputs: tuple[str, ...]
 
 
-Work: TypeAlias = Embed | Classify
+@dataclass(frozen=True, slots=True)
+class Draw:
+    """`n` images of what `prompt` says. `size` (`1024x1024`) None is the model's first one, `quality` None whatever its
+    server does by itself."""
+
+    prompt: str
+    n: int = 1
+    size: str | None = None
+    quality: str | None = None
+
+
+W = TypeVar("W", covariant=True)
 
 
 @dataclass(frozen=True, slots=True)
-class TaskRequest:
+class TaskRequest(Generic[W]):
     """One task, free of any dialect."""
 
     request_id: str
     model: str
-    work: Work
+    work: W
 
 
 # ---- what is prepared ------------------------------------------------------------------------------------------------
@@ -56,13 +67,16 @@ class TokenLists:
     dimensions: int | None = None
 
 
+P = TypeVar("P", covariant=True)
+
+
 @dataclass(frozen=True, slots=True)
-class PreparedTask:
+class PreparedTask(Generic[P]):
     """A task ready for an engine. `units` are the most it can use, and `price` is what they cost when it is not the
     model's own. `longest_tokens`: of the longest text in it, 0 when there is none."""
 
     request_id: str
-    work: TokenLists
+    work: P
     units: int
     longest_tokens: int = 0
     price: Price | None = None
@@ -85,7 +99,14 @@ class Classified:
     scores: tuple[Mapping[str, float], ...]
 
 
-Result: TypeAlias = Embedded | Classified
+@dataclass(frozen=True, slots=True)
+class Drawn:
+    """The images, each a PNG (or what the server makes) in base64."""
+
+    images: tuple[str, ...]
+
+
+Result: TypeAlias = Embedded | Classified | Drawn
 
 
 @dataclass(frozen=True, slots=True)

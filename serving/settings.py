@@ -29,12 +29,14 @@ class ModelSettings:
     """One `[[models]]` table: a model to serve and how to load it."""
 
     id: str = field(metadata={"doc": "Name that clients ask for."})
-    path: str = field(metadata={"doc": "Folder of a checkpoint, or its id on the model hub."})
+    path: str = field(
+        metadata={"doc": "Folder of a checkpoint, or its id on the model hub; of an image model the server's address."}
+    )
     template: str = field(
         default="", metadata={"doc": "Prompt template: `chatml-text` or `llama3-writer`; of a generation model."}
     )
     kind: ModelKind = field(
-        default="generation", metadata={"doc": "What it does: `generation`, `embedding` or `classification`."}
+        default="generation", metadata={"doc": "What it does: `generation`, `embedding`, `classification` or `image`."}
     )
     revision: str | None = field(default=None, metadata={"doc": "Revision of a hub checkpoint."})
     price: Price = field(default=Price(), metadata={"doc": "Microcredits per 1,000 tokens: a table of `*_per_1k`."})
@@ -51,6 +53,14 @@ class ModelSettings:
     threshold: float = field(
         default=0.5, metadata={"doc": "Of a classification model: the score from which a category applies."}
     )
+    sizes: Mapping[str, int] = field(
+        default_factory=dict,
+        metadata={"doc": "Of an image model: its sizes, and what an image of each costs, in microcredits."},
+    )
+    server_model: str | None = field(
+        default=None, metadata={"doc": "Of an image model: its name at its server; the id by default."}
+    )
+    server_key: str | None = field(default=None, metadata={"doc": "Of an image model: the key that its server wants."})
 
 
 DEMO_MODEL = ModelSettings(
@@ -156,13 +166,14 @@ def _read_file(path: Path) -> dict[str, object]:
     return values
 
 
+_NEEDED = {"generation": ["template"], "classification": ["categories"], "image": ["sizes"]}
+"""Keys that a model of each kind must have."""
+
+
 def _model(table: Any, where: str, folder: Path) -> ModelSettings:  # noqa: ANN401  # anything TOML can hold
     values = _known(ModelSettings, _table(table, where), where)
     missing = [f.name for f in fields(ModelSettings) if f.default is MISSING and f.default_factory is MISSING]
-    if values.get("kind", "generation") == "generation":
-        missing.append("template")
-    if values.get("kind") == "classification":
-        missing.append("categories")
+    missing += _NEEDED.get(values.get("kind", "generation"), [])
     if absent := [name for name in missing if name not in values]:
         raise SettingsError(f"{where} lacks {', '.join(absent)}.")
     price = _table(values.pop("price", {}), f"{where}.price")
@@ -170,12 +181,15 @@ def _model(table: Any, where: str, folder: Path) -> ModelSettings:  # noqa: ANN4
     categories = _table(values.pop("categories", {}), f"{where}.categories")
     if not all(isinstance(category, str) and category for category in categories.values()):
         raise SettingsError(f"{where}.categories must name a category for each label.")
+    sizes = _table(values.pop("sizes", {}), f"{where}.sizes")
+    if not all(type(price) is int and price >= 0 for price in sizes.values()):
+        raise SettingsError(f"{where}.sizes must be numbers of microcredits, 0 or more, by size.")
     typed = {name: _typed(ModelSettings, name, value, where) for name, value in values.items()}
     # A relative folder is meant relative to the file that names it; a hub id is no folder.
     local = folder / str(typed["path"])
     typed["path"] = str(local) if local.exists() else typed["path"]
     prices = {name: _typed(Price, name, value, f"{where}.price") for name, value in _known(Price, price, where).items()}
-    return ModelSettings(**typed, price=Price(**prices), engine=engine, categories=categories)
+    return ModelSettings(**typed, price=Price(**prices), engine=engine, categories=categories, sizes=sizes)
 
 
 def _table(value: Any, where: str) -> dict[str, Any]:  # noqa: ANN401  # anything TOML can hold
@@ -265,6 +279,8 @@ def _check_models(settings: Settings) -> None:
             raise SettingsError(f"{model.id}: kind must be one of {', '.join(get_args(ModelKind))}.")
         if model.standby and model.id not in generating:
             raise SettingsError(f"{model.id}: only a model that generates can be on standby.")
+        if model.kind == "image" and not (model.sizes and model.path.startswith(("http://", "https://"))):
+            raise SettingsError(f"{model.id}: an image model has sizes, and an address of http or https as its path.")
         if not 0 <= model.threshold <= 1:
             raise SettingsError(f"{model.id}: threshold must be from 0 to 1.")
         price = model.price

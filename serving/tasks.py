@@ -9,15 +9,15 @@ result, since it failed or its caller is gone, costs nothing: what an engine had
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
-from typing import Protocol
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
 
 from serving import telemetry
 from serving.admission import Admission
 from serving.core import Caller, Hold, Plan, Price, Receipt, Usage
-from serving.core_tasks import Outcome, PreparedTask, Result, TaskRequest
+from serving.core_tasks import Draw, Outcome, PreparedTask, Result, TaskRequest
 from serving.engine.base import TaskEngine
-from serving.errors import PromptTooLong, ServingError, UnknownModel
+from serving.errors import InvalidRequest, PromptTooLong, ServingError, UnknownModel
 from serving.ledger.base import Ledger
 from serving.pipeline import Granted, reserve, uncancelled
 
@@ -37,7 +37,23 @@ class TaskModel:
 
     id: str
     price: Price
-    prepare: Callable[[TaskRequest], Awaitable[PreparedTask]]
+    prepare: Callable[[TaskRequest[Any]], Awaitable[PreparedTask[Any]]]
+
+
+@dataclass(frozen=True, slots=True)
+class Sizes:
+    """What one image costs by its size, in microcredits, the size of requests that name none first."""
+
+    microcredits: Mapping[str, int]
+
+    async def prepare(self, request: TaskRequest[Draw]) -> PreparedTask[Draw]:
+        """Its units are images. Raises InvalidRequest for a size that is not here."""
+        size = request.work.size or next(iter(self.microcredits))
+        if size not in self.microcredits:
+            raise InvalidRequest(f"size must be one of {', '.join(self.microcredits)}, or auto.", param="size")
+        price = Price(input_per_1k=1000 * self.microcredits[size])
+        work = replace(request.work, size=size)
+        return PreparedTask(request.request_id, work, units=work.n, price=price)
 
 
 class Tasks:
@@ -54,7 +70,7 @@ class Tasks:
     async def perform(
         self,
         caller: Caller,
-        request: TaskRequest,
+        request: TaskRequest[Any],
         *,
         on_hold: Callable[[Granted], None] = lambda granted: None,
         revoked: asyncio.Future[ServingError] | None = None,
@@ -103,7 +119,7 @@ class Tasks:
         return receipt
 
 
-def check_context(plan: Plan, task: PreparedTask) -> None:
+def check_context(plan: Plan, task: PreparedTask[Any]) -> None:
     """Refuse a text longer than the plan's context."""
     limit = plan.max_context_tokens
     if limit is not None and task.longest_tokens > limit:

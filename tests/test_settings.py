@@ -104,13 +104,22 @@ TASK_MODELS = """
     kind = "classification"
     threshold = 0.25
     categories = { LABEL_1 = "violence" }
+    [[models]]
+    id = "i"
+    path = "http://images/v1"
+    kind = "image"
+    server_model = "org/i"
+    server_key = "k"
+    sizes = { 512x512 = 10, 1024x1024 = 40 }
 """
 
 
 def test_models_of_other_kinds_need_no_template(tmp_path: Path) -> None:
-    _, embedder, classifier = load(write(tmp_path, MODEL + TASK_MODELS)).models
+    _, embedder, classifier, painter = load(write(tmp_path, MODEL + TASK_MODELS)).models
     assert (embedder.kind, embedder.template, embedder.threshold) == ("embedding", "", 0.5)
     assert (classifier.categories, classifier.threshold) == ({"LABEL_1": "violence"}, 0.25)
+    assert list(painter.sizes.items()) == [("512x512", 10), ("1024x1024", 40)]
+    assert (painter.path, painter.server_model, painter.server_key) == ("http://images/v1", "org/i", "k")
 
 
 def test_a_relative_path_is_meant_from_the_file(tmp_path: Path) -> None:
@@ -125,6 +134,9 @@ WRONG_FILES = {
     f"default_model = 'e'\n{MODEL}{TASK_MODELS}": "default_model 'e'",
     MODEL + MODEL.replace('"m"', '"n"') + "kind = 'embeddings'": "kind must be one of generation, embedding",
     MODEL + "[[models]]\nid = 'c'\npath = 'c'\nkind = 'classification'": "models[1] lacks categories",
+    MODEL + "[[models]]\nid = 'i'\npath = 'i'\nkind = 'image'\nsizes = { 1x1 = 1 }": "i: an image model has sizes",
+    MODEL + "[[models]]\nid = 'i'\npath = 'http://i'\nkind = 'image'": "models[1] lacks sizes",
+    MODEL + "sizes = { 1x1 = 1.5 }": "sizes must be numbers of microcredits",
     MODEL + "threshold = 1.5": "threshold must be from 0 to 1",
     MODEL + "categories = ['a']": "categories must be a table",
     MODEL + "categories = { a = 1 }": "categories must name a category for each label",

@@ -27,7 +27,7 @@ class Path:
     """Tasks over a scripted engine, and what stands around them."""
 
     engine: ScriptedTaskEngine = field(default_factory=ScriptedTaskEngine)
-    prepared: PreparedTask = PREPARED
+    prepared: PreparedTask[TokenLists] = PREPARED
     ledger: SlowLedger = field(default_factory=SlowLedger)
     admission: Admission = field(default_factory=lambda: Admission(100))
     granted: list[Granted] = field(default_factory=list)
@@ -35,7 +35,7 @@ class Path:
     def task(self, model: str) -> TaskEngine:
         return self.engine
 
-    async def prepare(self, request: TaskRequest) -> PreparedTask:
+    async def prepare(self, request: TaskRequest[Embed]) -> PreparedTask[TokenLists]:
         return self.prepared
 
     async def run(self, caller: Caller = CALLER, **kwargs: Any) -> tuple[Result, Receipt]:  # noqa: ANN401  # of perform
@@ -73,7 +73,7 @@ async def test_a_task_may_have_a_price_of_its_own() -> None:
 
 @pytest.mark.parametrize("error", [EngineFailed("It broke."), Overloaded("Full."), ValueError("a mistake of ours")])
 async def test_a_task_that_fails_costs_nothing(error: Exception) -> None:
-    def fail(task: PreparedTask) -> Outcome:
+    def fail(task: PreparedTask[TokenLists]) -> Outcome:
         raise error
 
     path = Path(ScriptedTaskEngine(fail))

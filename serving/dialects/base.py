@@ -308,7 +308,7 @@ class TaskEndpoint(Generic[W]):
     summary: str
     wire: type[W]
     answer: type[msgspec.Struct]
-    to_core: Callable[[W, Context], TaskRequest]
+    to_core: Callable[[W, Context], TaskRequest[Any]]
     tell: Callable[[W, Any, ModelInfo, Receipt], Told]
     whole_media_types: tuple[str, ...] = ("application/json",)
     stream_media_types: tuple[str, ...] = ()

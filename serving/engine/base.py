@@ -16,7 +16,7 @@ the call aborts the work. A dead engine fails as above.
 """
 
 from collections.abc import AsyncGenerator
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 from serving.core import Event, PreparedRequest
 from serving.core_tasks import Outcome, PreparedTask
@@ -55,6 +55,6 @@ class Engine(Living, Protocol):
 class TaskEngine(Living, Protocol):
     """An engine that does one kind of task with one model."""
 
-    async def perform(self, task: PreparedTask) -> Outcome:
+    async def perform(self, task: PreparedTask[Any]) -> Outcome:
         """Do the task. Raises InvalidRequest, EngineFailed, Overloaded."""
         ...

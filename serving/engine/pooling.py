@@ -37,7 +37,7 @@ class _PoolingEngine(VllmProcess):
             raise ValueError(f"the model cannot {self.task}")
         await self.perform(PreparedTask("warm-up", TokenLists(((0,),)), 1))
 
-    async def perform(self, task: PreparedTask) -> Outcome:
+    async def perform(self, task: PreparedTask[TokenLists]) -> Outcome:
         """A row for each input. Raises InvalidRequest, PromptTooLong, EngineFailed, Overloaded."""
         self._open()
         asked = task.work
@@ -69,7 +69,7 @@ class _PoolingEngine(VllmProcess):
                 raise InvalidRequest(message, param="input")
 
     async def _work(
-        self, task: PreparedTask, waiting: Iterator[tuple[int, tuple[int, ...]]], rows: list["array[float]"]
+        self, task: PreparedTask[TokenLists], waiting: Iterator[tuple[int, tuple[int, ...]]], rows: list["array[float]"]
     ) -> None:
         """Do one input after another, as long as one waits."""
         for index, token_ids in waiting:

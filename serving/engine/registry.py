@@ -15,6 +15,7 @@ from functools import partial
 from typing import Any, Literal
 
 from serving.engine.base import Engine, TaskEngine
+from serving.engine.images import ImageServer
 from serving.errors import Conflict, EngineFailed, Overloaded, ServingError, UnknownModel
 
 logger = logging.getLogger(__name__)
@@ -55,6 +56,15 @@ def pooling(
         made = {"embedding": module.Embedder, "classification": module.Classifier}[kind]
         loaded: TaskEngine = await made.load(model, revision=revision, engine=engine)
         return loaded
+
+    return load
+
+
+def image_server(address: str, model: str, key: str | None) -> Loader:
+    """A loader of an ImageServer: it is ready at once, whether its server answers yet or not."""
+
+    async def load() -> TaskEngine:
+        return ImageServer(address, model, key)
 
     return load
 

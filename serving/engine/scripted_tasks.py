@@ -7,15 +7,15 @@ and `endings` tell what became of the tasks. Keeps the port's laws.
 import asyncio
 from array import array
 from collections.abc import Awaitable, Callable
-from typing import Literal
+from typing import Any, Literal
 
-from serving.core_tasks import Embedded, Outcome, PreparedTask
+from serving.core_tasks import Embedded, Outcome, PreparedTask, TokenLists
 from serving.errors import EngineFailed
 
 Ending = Literal["finished", "failed", "aborted"]
 
 
-def sums(task: PreparedTask) -> Outcome:
+def sums(task: PreparedTask[TokenLists]) -> Outcome:
     """For each input three numbers: of its ids the count, the sum, and a third, which no binary fraction is."""
     vectors = (array("f", (len(ids), sum(ids), 1 / 3)) for ids in task.work.token_ids)
     return Outcome(Embedded(tuple(vectors)), task.units)
@@ -26,17 +26,17 @@ class ScriptedTaskEngine:
 
     def __init__(
         self,
-        script: Callable[[PreparedTask], Outcome] = sums,
+        script: Callable[[PreparedTask[Any]], Outcome] = sums,
         *,
         gate: Callable[[], Awaitable[None]] | None = None,
     ) -> None:
         self.script = script
         self.gate = gate
         self._dead = asyncio.Event()
-        self.asked: list[PreparedTask] = []
+        self.asked: list[PreparedTask[Any]] = []
         self.endings: list[Ending] = []
 
-    async def perform(self, task: PreparedTask) -> Outcome:
+    async def perform(self, task: PreparedTask[Any]) -> Outcome:
         """Do the task. Raises EngineFailed, and what the script raises."""
         self.asked.append(task)
         ending: Ending = "aborted"

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from tokenizers import Tokenizer
 
-from serving.core_tasks import Embed, PreparedTask, TaskRequest, TokenLists
+from serving.core_tasks import Classify, Embed, PreparedTask, TaskRequest, TokenLists
 from serving.errors import InvalidRequest, PromptTooLong
 from serving.prompting.tokenizer import TokenizerPair, TooManyTokens, model_folder
 
@@ -54,7 +54,7 @@ class Texts:
         pair = TokenizerPair(tokenizer, tokenizer, {}, {}, tokenizer.get_vocab_size(), None, spaced=False)
         return cls(pair, tuple(whole[:at]), tuple(whole[at + len(plain) :]))
 
-    async def prepare(self, request: TaskRequest) -> PreparedTask:
+    async def prepare(self, request: TaskRequest[Embed | Classify]) -> PreparedTask[TokenLists]:
         """Token ids of each input; those that were sent are taken as they are. Raises InvalidRequest, PromptTooLong."""
         inputs = request.work.inputs
         texts = [text for text in inputs if isinstance(text, str)]

@@ -163,7 +163,7 @@ async def test_credit_that_does_not_pay_for_all_is_refused_before_the_engine(
 
 
 async def test_an_engine_that_fails_is_told_of_and_costs_nothing(run: Running, engine: ScriptedTaskEngine) -> None:
-    def fail(task: PreparedTask) -> Outcome:
+    def fail(task: PreparedTask[Any]) -> Outcome:
         raise EngineFailed("The engine died.")
 
     engine.script = fail

@@ -21,7 +21,7 @@ SCORES = {"OK": 0.9, "harassment": 0.5, "threat": 0.4, "gore": 0.1, "war": 0.7, 
 HARMLESS = dict.fromkeys(SCORES, 0.1)
 
 
-def classes(task: PreparedTask) -> Outcome:
+def classes(task: PreparedTask[Any]) -> Outcome:
     """The first text is harmful, the others are not."""
     _, *others = task.work.token_ids
     return Outcome(Classified((SCORES, *(HARMLESS for _ in others))), task.units)

@@ -20,12 +20,13 @@ import pytest
 
 from serving.settings import DEMO_MODEL_DIR
 from tests import tiny
+from tests.painter import painting
 
 KEY = "sk-story-end-to-end"
 MODEL = "opus-v1-sm"
 LLAMA3 = "tests/llama3-tiny"
 LLAMA3_DIR = Path(__file__).parents[1] / "fixtures/llama3-tiny"
-EMBEDDER, CLASSIFIER = "tests/embedder", "tests/classifier"
+EMBEDDER, CLASSIFIER, PAINTER = "tests/embedder", "tests/classifier", "tests/painter"
 START_S = 300
 
 
@@ -133,17 +134,24 @@ threshold = 0.9
 categories = {{ harassment = "harassment", gore = "violence/graphic" }}
 price = {{ input_per_1k = 1_000_000 }}
 engine = {{ kv_cache_memory_bytes = 67_108_864 }}
+
+[[models]]
+id = "{PAINTER}"
+path = "PAINTER_ADDRESS"
+kind = "image"
+server_model = "there/painter"
+sizes = {{ 256x256 = 40_000, 512x512 = 160_000 }}
 """
 
 
 @pytest.fixture(scope="session")
 def demo() -> Iterator[ServerProcess]:
     """`serving serve` with models on real engines: the demo model, and random weights of the other kinds."""
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, painting() as painter:
         tiny.make_embedder(Path(folder) / "embedder")
         tiny.make_classifier(Path(folder) / "classifier")
         config = Path(folder) / "serving.toml"
-        config.write_text(CONFIG)
+        config.write_text(CONFIG.replace("PAINTER_ADDRESS", painter.address))
         server = start(["-m", "serving", "serve", "--config", str(config)], Path(folder))
         try:
             wait_ready(server)

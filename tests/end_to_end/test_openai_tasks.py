@@ -1,16 +1,18 @@
 """The official client, against a real server process, where there is no token stream."""
 
+import base64
 from collections.abc import Iterator
 from typing import Any
 
 import openai
 import pytest
 
-from tests.end_to_end.conftest import CLASSIFIER, EMBEDDER, MODEL, ServerProcess
+from tests.end_to_end.conftest import CLASSIFIER, EMBEDDER, MODEL, PAINTER, ServerProcess
+from tests.painter import DOT
 from tests.tiny import CONTEXT_TOKENS, DIMENSIONS
 
 PER_UNIT = 1000
-"""Microcredits, of every model here."""
+"""Microcredits of a token, of every model here."""
 
 
 @pytest.fixture(scope="module")
@@ -32,10 +34,10 @@ class Charged:
     def _now(self) -> list[float]:
         return [self._server.metric(series) for series in self._series]
 
-    def assert_units(self, units: int) -> None:
+    def assert_units(self, units: int, price: int = PER_UNIT) -> None:
         assert [now - before for now, before in zip(self._now(), self._before, strict=True)] == [
             units,
-            units * PER_UNIT,
+            units * price,
         ]
 
 
@@ -86,7 +88,23 @@ def test_moderations(client: openai.OpenAI, demo: ServerProcess) -> None:
     charged.assert_units(9 + 8)
 
 
+def test_images(client: openai.OpenAI, demo: ServerProcess) -> None:
+    """The image server is a small one of the tests, which paints one dot."""
+    client.images.generate(model=PAINTER, prompt="a ship")
+    charged = Charged(demo, PAINTER)
+    told = client.images.generate(model=PAINTER, prompt="a ship", n=2, size="512x512", response_format="b64_json")
+    assert told.data
+    assert [base64.b64decode(image.b64_json or "") for image in told.data] == [DOT, DOT]
+    charged.assert_units(2, 160_000)
+    told = client.images.generate(model=PAINTER, prompt="a ship", response_format="url")
+    assert told.data
+    assert (told.data[0].url or "").startswith("data:image/png;base64,")
+    with pytest.raises(openai.BadRequestError) as refused:
+        client.images.generate(model=PAINTER, prompt="a ship", size="1024x1024")
+    assert refused.value.param == "size"
+
+
 def test_models_that_generate_come_first(client: openai.OpenAI) -> None:
     listed = [model.id for model in client.models.list()]
     assert listed[0] == MODEL
-    assert listed[-2:] == [EMBEDDER, CLASSIFIER]
+    assert listed[-3:] == [EMBEDDER, CLASSIFIER, PAINTER]

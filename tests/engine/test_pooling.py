@@ -19,7 +19,7 @@ ENGINE = SMALL | {"dtype": "float32"}
 """As transformers computes; vLLM would take half of it."""
 
 
-def ask(*token_ids: tuple[int, ...], dimensions: int | None = None) -> PreparedTask:
+def ask(*token_ids: tuple[int, ...], dimensions: int | None = None) -> PreparedTask[TokenLists]:
     return PreparedTask("r", TokenLists(token_ids, dimensions), sum(map(len, token_ids)))
 
 
@@ -35,7 +35,7 @@ async def embedder(folder: Path) -> AsyncIterator[Embedder]:
     await engine.shutdown()
 
 
-async def vectors(engine: Embedder, task: PreparedTask) -> list[torch.Tensor]:
+async def vectors(engine: Embedder, task: PreparedTask[TokenLists]) -> list[torch.Tensor]:
     outcome = await engine.perform(task)
     assert isinstance(outcome.result, Embedded)
     assert outcome.units == task.units
@@ -79,7 +79,7 @@ async def test_a_shorter_vector_is_the_beginning_of_the_whole_one(embedder: Embe
     ],
 )
 async def test_what_is_impossible_is_told_and_the_engine_goes_on(
-    embedder: Embedder, task: PreparedTask, error: type[InvalidRequest], param: str
+    embedder: Embedder, task: PreparedTask[TokenLists], error: type[InvalidRequest], param: str
 ) -> None:
     with pytest.raises(error) as told:
         await embedder.perform(task)

@@ -19,7 +19,7 @@ def texts(tmp_path_factory: pytest.TempPathFactory) -> Texts:
     return Texts.load(str(make_tokenizer(tmp_path_factory.mktemp("embedder"))))
 
 
-def asked(*inputs: Any, **fields: Any) -> TaskRequest:  # noqa: ANN401  # texts or ids
+def asked(*inputs: Any, **fields: Any) -> TaskRequest[Embed | Classify]:  # noqa: ANN401  # texts or ids
     return TaskRequest("r", "m", Embed(inputs, **fields))
 
 

@@ -1,4 +1,4 @@
-"""What OpenAI clients send and expect where there is no token stream: embeddings and moderations."""
+"""What OpenAI clients send and expect where there is no token stream: embeddings, moderations, images."""
 
 from typing import Annotated, Literal
 
@@ -80,3 +80,32 @@ class ModerationWire(msgspec.Struct):
     id: str
     model: str
     results: list[ModerationResult]
+
+
+class ImageRequest(msgspec.Struct, kw_only=True):
+    prompt: Annotated[str, Meta(min_length=1, max_length=32_000, description="What the images show.")]
+    model: Model = None
+    n: Annotated[Annotated[int, Meta(ge=1, le=10)] | None, Meta(description="How many images; 1 by default.")] = None
+    size: Annotated[
+        Annotated[str, Meta(max_length=32)] | None,
+        Meta(description="Like `1024x1024`: one of those that the model has; its first by default, or for `auto`."),
+    ] = None
+    quality: Annotated[
+        Literal["auto", "standard", "hd", "low", "medium", "high"] | None,
+        Meta(description="Handed to the image server; the price is that of the size."),
+    ] = None
+    response_format: Annotated[
+        Literal["url", "b64_json"] | None,
+        Meta(description="`b64_json` (the default), or `url`: a `data:` URL that holds the image."),
+    ] = None
+    user: Annotated[str | None, Meta(description="Accepted, and not used.")] = None
+
+
+class ImageWire(msgspec.Struct, omit_defaults=True):
+    b64_json: str | msgspec.UnsetType = msgspec.UNSET
+    url: str | msgspec.UnsetType = msgspec.UNSET
+
+
+class ImageList(msgspec.Struct):
+    created: int
+    data: list[ImageWire]

@@ -2,6 +2,7 @@
 
 import base64
 import sys
+import time
 from array import array
 from collections.abc import Mapping
 from typing import Any, Literal
@@ -9,7 +10,7 @@ from typing import Any, Literal
 import msgspec
 
 from serving.core import Receipt
-from serving.core_tasks import Classified, Classify, Embed, Embedded, TaskRequest
+from serving.core_tasks import Classified, Classify, Draw, Drawn, Embed, Embedded, TaskRequest
 from serving.dialects import fields
 from serving.dialects.base import Context, ModelInfo, Moderation, TaskEndpoint, Told
 from serving.dialects.openai import task_wire as wire
@@ -21,7 +22,7 @@ _encode = msgspec.json.Encoder().encode
 # ---- embeddings ------------------------------------------------------------------------------------------------------
 
 
-def embedding_to_core(request: wire.EmbeddingRequest, context: Context) -> TaskRequest:
+def embedding_to_core(request: wire.EmbeddingRequest, context: Context) -> TaskRequest[Embed]:
     model = context.catalog.resolve_task("embedding", request.model)
     inputs = fields.texts_or_ids(request.input, "input", fields.MAX_INPUTS)
     return TaskRequest(context.request_id, model.id, Embed(inputs, request.dimensions))
@@ -52,7 +53,7 @@ CATEGORIES = (
 """Source: OpenAI's moderation API, whose clients expect an entry for each of them."""
 
 
-def moderation_to_core(request: wire.ModerationRequest, context: Context) -> TaskRequest:
+def moderation_to_core(request: wire.ModerationRequest, context: Context) -> TaskRequest[Classify]:
     model = context.catalog.resolve_task("classification", request.model)
     return TaskRequest(context.request_id, model.id, Classify(_texts(request.input)))
 
@@ -89,6 +90,32 @@ def _moderated(scores: Mapping[str, float], moderation: Moderation) -> wire.Mode
     return wire.ModerationResult(any(applies.values()), applies, told, kinds)
 
 
+# ---- images ----------------------------------------------------------------------------------------------------------
+
+
+def image_to_core(request: wire.ImageRequest, context: Context) -> TaskRequest[Draw]:
+    model = context.catalog.resolve_task("image", request.model)
+    size = None if request.size in ("", "auto") else request.size
+    return TaskRequest(context.request_id, model.id, Draw(request.prompt, request.n or 1, size, request.quality))
+
+
+def tell_images(request: wire.ImageRequest, result: Drawn, model: ModelInfo, receipt: Receipt) -> Told:
+    """Images are kept nowhere, so that the URL of one holds it."""
+    made: list[wire.ImageWire] = []
+    for image in result.images:
+        if request.response_format == "url":
+            made.append(wire.ImageWire(url=f"data:{_media_type(image)};base64,{image}"))
+        else:
+            made.append(wire.ImageWire(b64_json=image))
+    return Told(_encode(wire.ImageList(int(time.time()), made)))
+
+
+def _media_type(image: str) -> str:
+    """By how an image in base64 begins."""
+    begins = {"/9j/": "image/jpeg", "UklGR": "image/webp"}
+    return next((kind for beginning, kind in begins.items() if image.startswith(beginning)), "image/png")
+
+
 TASKS: tuple[TaskEndpoint[Any], ...] = (
     TaskEndpoint(
         "embeddings",
@@ -107,5 +134,14 @@ TASKS: tuple[TaskEndpoint[Any], ...] = (
         wire.ModerationWire,
         moderation_to_core,
         tell_moderation,
+    ),
+    TaskEndpoint(
+        "images",
+        "/images/generations",
+        "Images of what a prompt says",
+        wire.ImageRequest,
+        wire.ImageList,
+        image_to_core,
+        tell_images,
     ),
 )
