@@ -14,7 +14,7 @@ from types import MappingProxyType
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from serving.core import Price
-from serving.core_tasks import ModelKind
+from serving.core.tasks import ModelKind
 
 
 class SettingsError(Exception):

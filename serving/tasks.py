@@ -15,7 +15,7 @@ from typing import Any, Protocol
 from serving import telemetry
 from serving.admission import Admission
 from serving.core import Caller, Hold, Plan, Price, Receipt, Usage
-from serving.core_tasks import Draw, Outcome, PreparedTask, Result, TaskRequest
+from serving.core.tasks import Draw, Outcome, PreparedTask, Result, TaskRequest
 from serving.engine.base import TaskEngine
 from serving.errors import InvalidRequest, PromptTooLong, ServingError, UnknownModel
 from serving.ledger.base import Ledger

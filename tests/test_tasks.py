@@ -8,7 +8,7 @@ import pytest
 
 from serving.admission import Admission
 from serving.core import Caller, Plan, Price, Receipt, Usage
-from serving.core_tasks import Embed, Embedded, Outcome, PreparedTask, Result, TaskRequest, TokenLists
+from serving.core.tasks import Embed, Embedded, Outcome, PreparedTask, Result, TaskRequest, TokenLists
 from serving.engine.base import TaskEngine
 from serving.engine.scripted_tasks import ScriptedTaskEngine
 from serving.errors import EngineFailed, InsufficientCredit, Overloaded, PromptTooLong, ServingError, UnknownModel

@@ -25,7 +25,7 @@ from serving.core import (
     TokenLogprob,
     Usage,
 )
-from serving.core_tasks import ModelKind, TaskKind, TaskRequest
+from serving.core.tasks import ModelKind, TaskKind, TaskRequest
 from serving.dialects.library import Library
 from serving.errors import NotFound, ServingError, Unauthenticated, UnknownModel
 from serving.ledger.base import STOP, Account, Books, DayUsage, Key, account_tag

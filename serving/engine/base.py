@@ -19,7 +19,7 @@ from collections.abc import AsyncGenerator
 from typing import Any, Protocol, runtime_checkable
 
 from serving.core import Event, PreparedRequest
-from serving.core_tasks import Outcome, PreparedTask
+from serving.core.tasks import Outcome, PreparedTask
 
 
 class Living(Protocol):

@@ -12,7 +12,7 @@ import logging
 import httpx
 import msgspec
 
-from serving.core_tasks import Draw, Drawn, Outcome, PreparedTask
+from serving.core.tasks import Draw, Drawn, Outcome, PreparedTask
 from serving.errors import EngineFailed, InvalidRequest, Overloaded, ServingError, Timeout
 
 log = logging.getLogger(__name__)

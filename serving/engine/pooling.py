@@ -14,7 +14,7 @@ from typing import Any, ClassVar, Literal, Self
 from vllm.inputs import tokens_input
 from vllm.pooling_params import PoolingParams
 
-from serving.core_tasks import Classified, Embedded, Outcome, PreparedTask, Result, TokenLists
+from serving.core.tasks import Classified, Embedded, Outcome, PreparedTask, Result, TokenLists
 from serving.engine.process import VllmProcess
 from serving.errors import InvalidRequest, PromptTooLong
 

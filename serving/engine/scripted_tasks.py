@@ -9,7 +9,7 @@ from array import array
 from collections.abc import Awaitable, Callable
 from typing import Any, Literal
 
-from serving.core_tasks import Embedded, Outcome, PreparedTask, TokenLists
+from serving.core.tasks import Embedded, Outcome, PreparedTask, TokenLists
 from serving.errors import EngineFailed
 
 Ending = Literal["finished", "failed", "aborted"]

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from tokenizers import Tokenizer
 
-from serving.core_tasks import Classify, Embed, PreparedTask, TaskRequest, TokenLists
+from serving.core.tasks import Classify, Embed, PreparedTask, TaskRequest, TokenLists
 from serving.errors import InvalidRequest, PromptTooLong
 from serving.prompting.tokenizer import TokenizerPair, TooManyTokens, model_folder
 

@@ -9,7 +9,7 @@ import httpx
 import pytest
 
 from serving.core import Price
-from serving.core_tasks import Outcome, PreparedTask
+from serving.core.tasks import Outcome, PreparedTask
 from serving.engine.scripted_tasks import ScriptedTaskEngine, sums
 from serving.errors import EngineFailed
 from serving.settings import ModelSettings

@@ -6,7 +6,7 @@ from typing import Any
 import httpx
 import pytest
 
-from serving.core_tasks import Draw, Drawn, Outcome, PreparedTask
+from serving.core.tasks import Draw, Drawn, Outcome, PreparedTask
 from serving.settings import ModelSettings
 from tests.service import Running, running, settings
 

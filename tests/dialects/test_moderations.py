@@ -8,7 +8,7 @@ import httpx
 import pytest
 
 from serving.core import Price
-from serving.core_tasks import Classified, Outcome, PreparedTask
+from serving.core.tasks import Classified, Outcome, PreparedTask
 from serving.dialects.openai.tasks import CATEGORIES
 from serving.settings import ModelSettings, SettingsError
 from tests.service import SM, Running, running, settings

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Iterator
 
 import pytest
 
-from serving.core_tasks import Draw, Drawn, Outcome, PreparedTask
+from serving.core.tasks import Draw, Drawn, Outcome, PreparedTask
 from serving.engine.images import ImageServer
 from serving.errors import EngineFailed, InvalidRequest, Overloaded, ServingError
 from tests.painter import DOT, Painter, painting

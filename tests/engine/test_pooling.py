@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import BertForSequenceClassification, BertModel
 
-from serving.core_tasks import Classified, Embedded, PreparedTask, TokenLists
+from serving.core.tasks import Classified, Embedded, PreparedTask, TokenLists
 from serving.engine.pooling import Classifier, Embedder
 from serving.errors import EngineFailed, InvalidRequest, PromptTooLong
 from tests.conftest import ENGINE as SMALL

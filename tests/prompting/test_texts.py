@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from serving.core_tasks import Classify, Embed, PreparedTask, TaskRequest, TokenLists
+from serving.core.tasks import Classify, Embed, PreparedTask, TaskRequest, TokenLists
 from serving.errors import InvalidRequest, PromptTooLong
 from serving.prompting.texts import MOST_TOKENS, Texts
 from tests.tiny import make_tokenizer

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import msgspec
 
 from serving.core import Receipt
-from serving.core_tasks import Classified, Classify, Draw, Drawn, Embed, Embedded, TaskRequest
+from serving.core.tasks import Classified, Classify, Draw, Drawn, Embed, Embedded, TaskRequest
 from serving.dialects import fields
 from serving.dialects.base import Context, ModelInfo, Moderation, TaskEndpoint, Told
 from serving.dialects.openai import task_wire as wire

@@ -1,6 +1,6 @@
 """The nouns of work without a token stream: one thing is asked, one result comes, and units of it are paid.
 
-Frozen dataclasses of plain data, standard library only, like `core`, whose nouns they are beside. A unit is what the
+Frozen dataclasses of plain data, standard library only. A unit is what the
 model's input price counts: a token of a text, a second of audio, an image.
 """
 
@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Generic, Literal, TypeAlias, TypeVar
 
-from serving.core import Price
+from serving.core.credit import Price
 
 TaskKind: TypeAlias = Literal["embedding", "classification", "image"]
 ModelKind: TypeAlias = Literal["generation", "embedding", "classification", "image"]
