@@ -6,26 +6,19 @@ stand in the names. `tasks` has those of work without a token stream.
 
 from serving.core.asked import (
     AnswerFormat,
-    ChatPrompt,
     Distribution,
     Dry,
     GenerationRequest,
     Grammar,
-    Header,
     JsonFormat,
-    Message,
-    Prompt,
-    RawPrompt,
-    Role,
     Rules,
     Sampling,
     Stopping,
-    TemplatePrompt,
-    TokenPrompt,
 )
 from serving.core.credit import Caller, Hold, Plan, Price, Rate, Receipt
 from serving.core.events import Delta, Event, Finished, FinishReason, Started, TokenLogprob, Usage
 from serving.core.prepared import LogitsRules, Markers, PreparedRequest, RoleRule
+from serving.core.prompts import ChatPrompt, Header, Message, Prompt, RawPrompt, Role, TemplatePrompt, TokenPrompt
 
 __all__ = [
     "AnswerFormat",

@@ -34,6 +34,9 @@ Name = Annotated[str, Meta(max_length=1024)]
 ModelName = Annotated[str, Meta(max_length=8192)]
 """Long enough for an escaped role config; bounded, since escapes are taken out in Python."""
 FileName = Annotated[str, Meta(max_length=256)]
+MAX_STORY_CHARS = 262_144
+"""Names are put into such a text on the event loop, in some milliseconds."""
+StoryText = Annotated[str, Meta(max_length=MAX_STORY_CHARS)]
 TemplateText = Annotated[str, Meta(max_length=65_536)]
 RoleNames = Annotated[list[Annotated[str, Meta(max_length=64)]], Meta(max_length=16)]
 

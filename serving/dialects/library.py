@@ -18,6 +18,7 @@ from typing import Any
 
 import yaml
 
+from serving.dialects.fields import MAX_STORY_CHARS
 from serving.errors import InvalidRequest
 
 MOST_BYTES = 16 << 20
@@ -52,7 +53,10 @@ class Library:
 
     def character(self, name: str) -> Character:
         """From YAML, or from a card as JSON or PNG."""
-        return _character(self._read("character", name), name)
+        character = _character(self._read("character", name), name)
+        if max(len(character.context), len(character.greeting)) > MAX_STORY_CHARS:
+            raise _unusable("character")
+        return character
 
     def instruction_template(self, name: str) -> str:
         """A Jinja template."""

@@ -8,10 +8,14 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from serving.core import PreparedRequest
+from serving.core import AnswerFormat, Grammar, PreparedRequest, Price
+from serving.dialects.base import Catalog, Context, ModelInfo
+from serving.dialects.library import Library
 from serving.dialects.openai import wire
 from serving.dialects.openai.preset import UnusedFields, declared, moded
+from serving.dialects.openai.translate import text_to_core
 from serving.edge.headers import IGNORED
+from serving.errors import InvalidRequest
 from tests.dialects.adapters import ADAPTERS, Adapter
 from tests.service import Running
 
@@ -187,3 +191,22 @@ async def test_grammars_are_the_operators_choice(run: Running) -> None:
     response = await run.client.post("/v1/completions", json={"prompt": "Once", "grammar_string": 'root ::= "yes"'})
     assert response.status_code == 501
     assert response.json()["error"]["param"] == "grammar_string"
+
+
+def test_a_grammar_that_is_allowed() -> None:
+    catalog = Catalog((ModelInfo("m", 0, Price()),))
+    context = Context("id", 0, catalog, Library(), grammars=True)
+
+    def core(**fields: Any) -> AnswerFormat | None:  # noqa: ANN401  # JSON
+        body = {"prompt": "Once", **fields}
+        return text_to_core(msgspec.convert(body, wire.CompletionRequest), context).answer_format
+
+    assert core(grammar_string='root ::= "a"') == Grammar('root ::= "a"')
+    assert core(grammar_string="") is None
+    for fields in (
+        {"response_format": {"type": "json_object"}, "grammar_string": "a"},
+        {"grammar_string": "é" * 16_385},
+    ):
+        with pytest.raises(InvalidRequest) as error:
+            core(**fields)
+        assert error.value.param == "grammar_string"

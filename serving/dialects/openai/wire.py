@@ -75,14 +75,17 @@ class ModeFields(PresetFields, kw_only=True):
         None
     )
     context: Annotated[
-        str | None, only_in(*_CHATS, description="The system turn at the head: who the characters are.")
+        fields.StoryText | None, only_in(*_CHATS, description="The system turn at the head: who the characters are.")
     ] = None
-    user_bio: Annotated[str | None, only_in(*_CHATS, description="Who the user is, behind the context.")] = None
+    user_bio: Annotated[
+        fields.StoryText | None, only_in(*_CHATS, description="Who the user is, behind the context.")
+    ] = None
     greeting: Annotated[
-        str | None, only_in(*_CHATS, description="The first words, where the chat does not begin with an answer.")
+        fields.StoryText | None,
+        only_in(*_CHATS, description="The first words, where the chat does not begin with an answer."),
     ] = None
     chat_instruct_command: Annotated[
-        str | None,
+        fields.StoryText | None,
         only_in("chat-instruct", description="The instruction; `<|character|>` is who answers, `<|prompt|>` the chat."),
     ] = None
     instruction_template: Annotated[
