@@ -18,21 +18,34 @@ from pathlib import Path
 from typing import Any
 
 from serving.core import Message, RawPrompt, TemplatePrompt
-from serving.errors import InvalidRequest
+from serving.errors import InvalidRequest, Overloaded
 
 WALL_S = 10.0
 """How long a template may take with all others around it; the process has a stricter limit of its own."""
-_AT_ONCE = asyncio.Semaphore(4)
+AT_ONCE = 4
+MOST_WAITING = 32
+"""Templates that run and wait: the next one is refused, since nothing has been paid for it yet."""
 _CHILD = Path(__file__).with_name("jinja_child.py")
 _SEAMS = [chr(code) for code in range(0xFDD0, 0xFDF0)]
 """Characters that Unicode leaves to programs for their own use."""
 
 
+class _Line:
+    """The templates that run and wait."""
+
+    def __init__(self) -> None:
+        self.places = asyncio.Semaphore(AT_ONCE)
+        self.length = 0
+
+
+_LINE = _Line()
+
+
 async def render(prompt: TemplatePrompt, special: Collection[str], *, bos: str, eos: str) -> RawPrompt:
-    """The text that the template writes; `special` are the spellings of special tokens. Raises InvalidRequest."""
+    """The text that the template writes; `special` are the spellings of special tokens. Raises InvalidRequest,
+    Overloaded."""
     seam, end, job = await asyncio.to_thread(_job, prompt, special, bos, eos)
-    async with _AT_ONCE:
-        told = await _run(job)
+    told = await _in_turn(job)
     if told is None:
         raise InvalidRequest(f"{prompt.param} takes too much time or memory.", param=prompt.param)
     answer: dict[str, Any] = await asyncio.to_thread(json.loads, told)
@@ -89,6 +102,17 @@ def _broken(text: str, special: Collection[str], seam: str) -> str:
         if len(token) > 1 and token in text:
             text = text.replace(token, token[0] + seam + token[1:])
     return text
+
+
+async def _in_turn(job: bytes) -> bytes | None:
+    if _LINE.length >= MOST_WAITING:
+        raise Overloaded("Too many templates are being rendered. Try again in a moment.", retry_after_s=1)
+    _LINE.length += 1
+    try:
+        async with _LINE.places:
+            return await _run(job)
+    finally:
+        _LINE.length -= 1
 
 
 async def _run(job: bytes) -> bytes | None:

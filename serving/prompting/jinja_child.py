@@ -18,7 +18,7 @@ from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-CPU_S = 2
+CPU_S = 1
 MEMORY_BYTES = 256 << 20
 OUTPUT_CHARS = 4 << 20
 

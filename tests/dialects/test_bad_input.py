@@ -309,7 +309,7 @@ HEADERS: list[dict[str, str | bytes]] = [
     {"authorization": f"Bearer {KEY} {KEY}"},
     {"authorization": b"Bearer \xff\xfe"},
     {"authorization": "Bearer " + "x" * 7000},
-    {"x-api-key": KEY},
+    {"x-api-key": f"{KEY}x"},
 ]
 
 

@@ -1,5 +1,6 @@
 """Templates of strangers: what they write, what is data in it, and what they cannot do."""
 
+import asyncio
 import time
 
 import pytest
@@ -7,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from serving.core import GenerationRequest, Message, RawPrompt, Stopping, TemplatePrompt
-from serving.errors import InvalidRequest
+from serving.errors import InvalidRequest, Overloaded
 from serving.prompting import jinja
 from serving.prompting.jinja import _broken, render
 from serving.prompting.prepare import Prompting
@@ -153,6 +154,13 @@ async def test_a_greedy_template_is_ended(template: str, monkeypatch: pytest.Mon
 async def test_a_template_that_waits_too_long_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(jinja, "WALL_S", 0.0)
     assert "time" in (await refused("{{ 1 }}")).message
+
+
+async def test_only_so_many_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jinja, "MOST_WAITING", 6)
+    told = await asyncio.gather(*(written("{{ 1 }}") for _ in range(8)), return_exceptions=True)
+    assert [type(each) for each in told] == [str] * 6 + [Overloaded] * 2
+    assert await written("{{ 1 }}") == "1"
 
 
 async def test_the_prompt_is_raw(chatml: Prompting) -> None:

@@ -208,7 +208,10 @@ def _json_format(wanted: wire.ResponseFormat | None) -> JsonFormat | None:
     param = "response_format.json_schema.schema"
     if schema is None:
         raise InvalidRequest(f"{param} is required.", param=param)
-    text = msgspec.json.encode(schema)
+    try:
+        text = msgspec.json.encode(schema)
+    except RecursionError:  # decoding it was a few frames further up
+        raise InvalidRequest(f"{param} is nested too deeply.", param=param) from None
     if len(text) > fields.MAX_SCHEMA_BYTES:
         raise InvalidRequest(f"{param} is larger than {fields.MAX_SCHEMA_BYTES} bytes.", param=param)
     return JsonFormat(text.decode())
