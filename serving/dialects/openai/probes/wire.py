@@ -174,5 +174,13 @@ class LoadModel(msgspec.Struct, kw_only=True):
     settings: Annotated[LoadSettings | None, Meta(description="`replaces` and `template`; the rest is ignored.")] = None
 
 
+class InternalLoras(msgspec.Struct):
+    lora_names: list[str]
+
+
+class LoadLoras(msgspec.Struct, kw_only=True):
+    lora_names: Annotated[list[str], Meta(description="Adapters; none can be loaded on this server.")]
+
+
 class UnloadModel(msgspec.Struct, kw_only=True):
     model_name: Annotated[str | None, Meta(description="A model that is served; the default one if missing.")] = None
