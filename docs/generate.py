@@ -60,12 +60,34 @@ def endpoints(dialect: Dialect) -> str:
                 _code(listing.whole_media_types),
             ]
 
+        for call in dialect.calls:
+            if call.prefixes is None:
+                yield [
+                    _code(f"{method} {call.path}" for method in call.methods),
+                    call.summary,
+                    _code(call.whole_media_types),
+                ]
+
     where = f"Mounted under {_code(dialect.prefixes)}.\n\n"
     return where + table(("Address", "What it does", "Answers"), rows())
 
 
 def request_fields(wire: type[msgspec.Struct]) -> str:
     return table(("Field", "Type", "Default", "Meaning"), _rows(inspect.type_info(wire), ""))
+
+
+def call_fields(dialect: Dialect) -> str:
+    """What may be sent to the endpoints that answer a body without a generation; not what is inside of a field."""
+    addresses: dict[type[msgspec.Struct], list[str]] = {}
+    for call in dialect.calls:
+        if call.prefixes is None:  # those elsewhere take the same
+            addresses.setdefault(call.wire, []).append(call.path)
+
+    def rows() -> Iterator[list[str]]:
+        for wire, paths in addresses.items():
+            yield from ([_code(paths), *row] for row in _rows(inspect.type_info(wire), "") if "." not in row[0])
+
+    return table(("Address", "Field", "Type", "Default", "Meaning"), rows())
 
 
 def _rows(kind: inspect.Type, prefix: str) -> Iterator[list[str]]:
@@ -229,6 +251,8 @@ def tables() -> dict[str, str]:
     told |= {"admin routes": admin_routes(), "admin fields": admin_fields()}
     for dialect in DIALECTS:
         told[f"{dialect.name} endpoints"] = endpoints(dialect)
+        if dialect.calls:
+            told[f"{dialect.name} calls"] = call_fields(dialect)
         for endpoint in dialect.endpoints:
             told[f"{dialect.name} {endpoint.name}"] = request_fields(endpoint.wire)
     return told

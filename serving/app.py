@@ -25,9 +25,9 @@ from serving.admin.mount import mount_admin
 from serving.admission import Admission
 from serving.backing import Backing, ConfiguredKey
 from serving.core import Plan
-from serving.dialects.base import Dialect, Endpoint, Listing, ModelInfo
+from serving.dialects.base import Call, Dialect, Endpoint, Listing, ModelInfo
 from serving.dialects.dreamgen.translate import DreamGen
-from serving.dialects.http import Exchange, Http, listing_response
+from serving.dialects.http import Exchange, Http, call_response, listing_response
 from serving.dialects.openai.dialect import OpenAI
 from serving.edge.headers import EXPOSED, error_headers
 from serving.engine.base import Engine
@@ -189,6 +189,9 @@ def mount(app: FastAPI, http: Http) -> None:
                 _add(
                     app, prefix, dialect, listing, listing.methods, description, partial(_list, http, dialect, listing)
                 )
+        for call in dialect.calls:
+            for prefix in dialect.prefixes if call.prefixes is None else call.prefixes:
+                _add(app, prefix, dialect, call, call.methods, description, partial(_call, http, dialect, call))
     app.openapi = partial(description.complete, app)  # type: ignore[method-assign]  # FastAPI's documented hook
 
 
@@ -196,7 +199,7 @@ def _add(
     app: FastAPI,
     prefix: str,
     dialect: Dialect,
-    endpoint: Endpoint[Any] | Listing[Any],
+    endpoint: Endpoint[Any] | Listing[Any] | Call[Any],
     methods: tuple[str, ...],
     description: Description,
     handle: Callable[[Request], Awaitable[Response]],
@@ -223,6 +226,10 @@ async def _generate(http: Http, dialect: Dialect, endpoint: Endpoint[Any], reque
 
 async def _list(http: Http, dialect: Dialect, listing: Listing[Any], request: Request) -> Response:
     return await listing_response(http, dialect, listing, request)
+
+
+async def _call(http: Http, dialect: Dialect, call: Call[Any], request: Request) -> Response:
+    return await call_response(http, dialect, call, request)
 
 
 def mount_errors(app: FastAPI) -> None:

@@ -7,7 +7,7 @@ import msgspec
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 
-from serving.dialects.base import Dialect, Endpoint, Listing
+from serving.dialects.base import Call, Dialect, Endpoint, Listing
 from serving.edge.description import parameters
 
 _SECURITY_SCHEME = "bearer"
@@ -20,14 +20,15 @@ class Description:
         models: list[type[msgspec.Struct]] = []
         for dialect in dialects:
             models.append(dialect.error_schema)
-            for endpoint in dialect.endpoints:
+            asked: tuple[Endpoint[Any] | Call[Any], ...] = (*dialect.endpoints, *dialect.calls)
+            for endpoint in asked:
                 models += [endpoint.wire, endpoint.answer]
             models += [listing.answer for listing in dialect.listings]
         unique = list(dict.fromkeys(models))
         references, self._schemas = msgspec.json.schema_components(unique, ref_template="#/components/schemas/{name}")
         self._references = dict(zip(unique, references, strict=True))
 
-    def operation(self, dialect: Dialect, endpoint: Endpoint[Any] | Listing[Any]) -> dict[str, Any]:
+    def operation(self, dialect: Dialect, endpoint: Endpoint[Any] | Listing[Any] | Call[Any]) -> dict[str, Any]:
         """FastAPI's `openapi_extra` for one endpoint."""
         answer = {"schema": self._references[endpoint.answer]}
         error = {"application/json": {"schema": self._references[dialect.error_schema]}}
@@ -38,13 +39,14 @@ class Description:
                 "default": {"description": "An error, in this dialect's shape", "content": error},
             },
         }
+        if isinstance(endpoint, Listing):
+            operation["parameters"] = list(parameters(endpoint.path, endpoint.query))
+            return operation
+        body = {"application/json": {"schema": self._references[endpoint.wire]}}
+        operation["requestBody"] = {"required": isinstance(endpoint, Endpoint), "content": body}
         if isinstance(endpoint, Endpoint):
-            body = {"application/json": {"schema": self._references[endpoint.wire]}}
-            operation["requestBody"] = {"required": True, "content": body}
             # A stream is a sequence of events, which OpenAPI cannot describe further.
             operation["responses"]["200"]["content"] |= {kind: {} for kind in endpoint.stream_media_types}
-        else:
-            operation["parameters"] = list(parameters(endpoint.path, endpoint.query))
         return operation
 
     def complete(self, app: FastAPI) -> dict[str, Any]:

@@ -144,7 +144,7 @@ class Pipeline:
         raised before anything was done: ask again with the caller as it is now.
         """
         began_s = time.monotonic()
-        model = self._model(caller, request.model)
+        model = self.model(caller, request.model)
         engine = self._engines.get(model.id)
         request = within_plan(caller.plan, request)
         prepared = await model.prompting.prepare(request, engine.context_tokens)
@@ -177,11 +177,16 @@ class Pipeline:
             meter.close(receipt.cost)
         yield receipt
 
-    def _model(self, caller: Caller, model_id: str) -> ServedModel:
+    def model(self, caller: Caller, model_id: str) -> ServedModel:
+        """Raises UnknownModel, also for a model that the caller may not use."""
         model = self._models.get(model_id)
         if model is None or not caller.may_use(model_id):
             raise UnknownModel("There is no such model for this key.", param="model")
         return model
+
+    def context_tokens(self, model_id: str) -> int:
+        """Raises as `Engines.get` does."""
+        return self._engines.get(model_id).context_tokens
 
     async def _hold(
         self, caller: Caller, request_id: str, model: ServedModel, prepared: Sequence[PreparedRequest]

@@ -45,9 +45,20 @@ def test_every_endpoint_is_described(document: dict[str, Any]) -> None:
                 methods = {"post"} if isinstance(endpoint, Endpoint) else {m.lower() for m in endpoint.methods}
                 assert set(document["paths"][path]) == methods
                 for operation in document["paths"][path].values():
-                    assert operation["tags"] == [dialect.name]
-                    assert operation["security"] == [{"bearer": []}]
-                    assert set(operation["responses"]) == {"200", "default"}
+                    check(operation, dialect.name)
+        for call in dialect.calls:
+            for prefix in call.prefixes or dialect.prefixes:
+                for method in call.methods:
+                    operation = document["paths"][prefix + call.path][method.lower()]
+                    check(operation, dialect.name)
+                    schema = resolve(document, operation["requestBody"]["content"]["application/json"]["schema"])
+                    assert set(schema["properties"]) == {field.path[0] for field in fields(call.wire)}
+
+
+def check(operation: dict[str, Any], dialect: str) -> None:
+    assert operation["tags"] == [dialect]
+    assert operation["security"] == [{"bearer": []}]
+    assert set(operation["responses"]) == {"200", "default"}
 
 
 def test_operation_ids_differ(document: dict[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""What a dialect is to the rest: endpoints that generate, and the way it tells answers and errors.
+"""What a dialect is to the rest: endpoints that generate, tell or do, and the way it tells answers and errors.
 
 It holds no HTTP and no wire format. `Answer` is the fold of a generation's events; law 1: every whole answer of every
 dialect is made from it, so a stream and a whole answer cannot disagree.
@@ -26,6 +26,8 @@ from serving.core import (
 )
 from serving.errors import ServingError, Unauthenticated, UnknownModel
 from serving.ledger.base import Account, Books, DayUsage, Key, account_tag
+from serving.pipeline import Pipeline
+from serving.prompting.prepare import Prompting
 from serving.prompting.roles import split_model
 
 
@@ -77,16 +79,22 @@ class Context:
 
 @dataclass(frozen=True, slots=True)
 class Standing:
-    """Who asks a listing, and what may be told: read from the books when a listing asks for it. All days are UTC."""
+    """Who asks, and what may be told: read from the books when a listing asks for it. All days are UTC."""
 
     caller: Caller
     catalog: Catalog
     books: Books
+    pipeline: Pipeline
     now: datetime
 
     @classmethod
-    def of(cls, caller: Caller, models: tuple[ModelInfo, ...], books: Books) -> "Standing":
-        return cls(caller, Catalog.of(models, caller), books, datetime.now(UTC))
+    def of(cls, caller: Caller, models: tuple[ModelInfo, ...], books: Books, pipeline: Pipeline) -> "Standing":
+        return cls(caller, Catalog.of(models, caller), books, pipeline, datetime.now(UTC))
+
+    def prompting(self, model: str | None) -> Prompting:
+        """How the model that `model` means (see `Catalog.resolve`) reads and writes texts. Raises UnknownModel."""
+        info, _ = self.catalog.resolve(model)
+        return self.pipeline.model(self.caller, info.id).prompting
 
     async def account(self) -> Account:
         """The account as it stands, this month's grant made. Raises Unauthenticated when it is gone."""
@@ -206,6 +214,24 @@ class Listing(Generic[W]):
     whole_media_types: tuple[str, ...] = ("application/json",)
 
 
+@dataclass(frozen=True)
+class Call(Generic[W]):
+    """One endpoint that answers a body without a generation. An absent body is an empty object.
+
+    `prefixes`: where it is mounted instead of under those of its dialect.
+    """
+
+    name: str
+    path: str
+    summary: str
+    wire: type[W]
+    answer: type[msgspec.Struct]
+    tell: Callable[[W, Standing], Awaitable[bytes]]
+    prefixes: tuple[str, ...] | None = None
+    methods: tuple[str, ...] = ("POST",)
+    whole_media_types: tuple[str, ...] = ("application/json",)
+
+
 class Dialect(Protocol):
     """One wire protocol. `prefixes`: where its paths are mounted."""
 
@@ -220,6 +246,9 @@ class Dialect(Protocol):
 
     @property
     def listings(self) -> tuple[Listing[Any], ...]: ...
+
+    @property
+    def calls(self) -> tuple[Call[Any], ...]: ...
 
     @property
     def error_schema(self) -> type[msgspec.Struct]: ...

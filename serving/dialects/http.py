@@ -10,7 +10,7 @@ generation. It knows no dialect's wire format.
 import asyncio
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import aclosing
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -23,7 +23,18 @@ from starlette.types import Receive, Scope, Send
 from serving import telemetry
 from serving.accounts.keys import Keyring
 from serving.core import Caller, Receipt
-from serving.dialects.base import Answer, Catalog, Context, Dialect, Endpoint, Listing, ModelInfo, Standing, Teller
+from serving.dialects.base import (
+    Answer,
+    Call,
+    Catalog,
+    Context,
+    Dialect,
+    Endpoint,
+    Listing,
+    ModelInfo,
+    Standing,
+    Teller,
+)
 from serving.edge.body import ClientGone, decode, decode_query, read_body
 from serving.edge.headers import REQUEST_ID, error_headers, granted_headers
 from serving.edge.mistakes import our_mistake
@@ -62,7 +73,18 @@ class Http:
     async def authenticate(self, request: Request) -> tuple[Backend, Caller]:
         """What answers, and who asks. Raises Overloaded, and as `Keyring` does."""
         backend = self.backend()
-        return backend, await backend.keys.authenticate(request.headers.get("authorization"))
+        return backend, await backend.keys.authenticate(authorization(request))
+
+    async def standing(self, request: Request) -> Standing:
+        """Raises as `authenticate` does."""
+        backend, caller = await self.authenticate(request)
+        return Standing.of(caller, self.models, backend.books, backend.pipeline)
+
+
+def authorization(request: Request) -> str | None:
+    """The header that says who asks; some clients send the key alone, as `x-api-key`."""
+    key = request.headers.get("x-api-key")
+    return request.headers.get("authorization") or (f"Bearer {key}" if key else None)
 
 
 @dataclass
@@ -267,12 +289,35 @@ async def _until_disconnected(receive: Receive) -> None:
 
 async def listing_response(http: Http, dialect: Dialect, listing: Listing[Any], request: Request) -> Response:
     """Answer a listing: the same authentication and error shape as a generation."""
-    try:
-        backend, caller = await http.authenticate(request)
+
+    async def told() -> bytes:
+        standing = await http.standing(request)
         query = decode_query(listing.query, {**request.query_params, **request.path_params})
-        told = await listing.tell(query, Standing.of(caller, http.models, backend.books))
-        return Response(told, media_type=listing.whole_media_types[0])
+        return await listing.tell(query, standing)
+
+    return await _response(dialect, listing, told)
+
+
+async def call_response(http: Http, dialect: Dialect, call: Call[Any], request: Request) -> Response:
+    """Answer a call: the same authentication, bounds and error shape as a generation."""
+
+    async def told() -> bytes:
+        standing = await http.standing(request)
+        body = await read_body(request.headers, request.receive, http.max_body_bytes)
+        return await call.tell(decode(call.wire, body or b"{}"), standing)
+
+    return await _response(dialect, call, told)
+
+
+async def _response(
+    dialect: Dialect, endpoint: Listing[Any] | Call[Any], told: Callable[[], Awaitable[bytes]]
+) -> Response:
+    """What `told` gives, or what went wrong."""
+    try:
+        return Response(await told(), media_type=endpoint.whole_media_types[0])
+    except ClientGone:
+        return Response(status_code=400)  # nobody reads it
     except Exception as error:  # noqa: BLE001  # as for a generation
-        reason = error if isinstance(error, ServingError) else our_mistake(error, listing.name)
+        reason = error if isinstance(error, ServingError) else our_mistake(error, endpoint.name)
         status, body = dialect.render_error(reason)
         return Response(body, status, error_headers(reason))

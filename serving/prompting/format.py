@@ -59,11 +59,12 @@ class Format:
 
     # ---- turns to ids and back ---------------------------------------------------------------------------------------
 
-    def render(self, prompt: ChatPrompt, most: int) -> list[int]:
-        """The token ids of a chat. Raises InvalidRequest, TooManyTokens (over `most`)."""
+    def render(self, prompt: ChatPrompt, most: int, *, answered: bool = True) -> list[int]:
+        """The token ids of a chat; not `answered`: without the header of its answer. Raises InvalidRequest,
+        TooManyTokens (over `most`)."""
         if 2 * len(prompt.messages) > most:  # each has a start and an end at least: do not even write them
             raise TooManyTokens(2 * len(prompt.messages), exact=False)
-        pairs = self.template.pairs(prompt.messages, prompt.header)
+        pairs = self.template.pairs(prompt.messages, prompt.header if answered else None)
         texts = [text for _, text in pairs if text]
         specials = len(pairs) + (self.bos_id is not None)
         try:

@@ -7,8 +7,9 @@ Long prompts are prepared in a thread: the event loop is never held longer than 
 """
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import ParamSpec, TypeVar
 
@@ -122,25 +123,23 @@ class Prompting:
     # ---- token ids ---------------------------------------------------------------------------------------------------
 
     def _ids(self, prompt: Prompt, context_tokens: int) -> Sequence[int]:
-        try:
+        with _bounded(context_tokens, _param(prompt)):
             if isinstance(prompt, ChatPrompt):
                 ids: Sequence[int] = self.format.render(prompt, context_tokens)
             elif isinstance(prompt, RawPrompt):
                 ids = self.format.with_bos(self.format.tokens.encode_raw(prompt.text, context_tokens))
             else:
                 ids = self.format.with_bos(self._known(prompt.token_ids))
-        except TooManyTokens as error:
-            raise too_long(error.tokens, context_tokens, _param(prompt), exact=error.exact) from None
         if not ids:
             raise InvalidRequest("the prompt is empty, and this model has no token to begin with", param=_param(prompt))
         if len(ids) >= context_tokens:
             raise too_long(len(ids), context_tokens, _param(prompt))
         return ids
 
-    def _known(self, ids: Sequence[int]) -> Sequence[int]:
+    def _known(self, ids: Sequence[int], param: str = "prompt") -> Sequence[int]:
         if ids and not (min(ids) >= 0 and max(ids) < self.format.tokens.vocabulary_size):
             message = f"token ids must lie between 0 and {self.format.tokens.vocabulary_size - 1} on this model"
-            raise InvalidRequest(message, param="prompt")
+            raise InvalidRequest(message, param=param)
         return ids
 
     # ---- behind the engine, and beside requests ----------------------------------------------------------------------
@@ -154,22 +153,47 @@ class Prompting:
         header = OpenHeader(self.format.template, begun if isinstance(begun, str) else "")
         return TextReader(prepared.index, hidden, header)
 
-    async def encode(self, text: str) -> list[int]:
-        """Ids of a text in the model's format, BOS included. Raises InvalidRequest, PromptTooLong (over a million)."""
-        return await _off_loop(len(text), self._encode_text, text)
+    async def encode(self, text: str, *, bos: bool = True, special: bool = True, param: str = "text") -> list[int]:
+        """Ids of a text in the model's format, BOS included unless `bos` is False; not `special`: all of it is plain.
+        Raises InvalidRequest, PromptTooLong (over a million)."""
+        return await _off_loop(len(text), self._encode_text, text, bos, special, param)
 
-    def _encode_text(self, text: str) -> list[int]:
-        try:
-            return list(self.format.with_bos(self.format.tokens.encode_raw(text, MOST_TEXT_TOKENS, "text")))
-        except TooManyTokens as error:
-            raise too_long(error.tokens, MOST_TEXT_TOKENS, "text", exact=error.exact) from None
+    def _encode_text(self, text: str, bos: bool, special: bool, param: str) -> list[int]:
+        tokens = self.format.tokens
+        with _bounded(MOST_TEXT_TOKENS, param):
+            if special:
+                ids = tokens.encode_raw(text, MOST_TEXT_TOKENS, param)
+            else:
+                (ids,) = tokens.encode_split([text], MOST_TEXT_TOKENS, param)
+        return list(self.format.with_bos(ids)) if bos else ids
+
+    async def encode_chat(self, prompt: ChatPrompt, *, answered: bool = True) -> list[int]:
+        """Ids of a chat; not `answered`: without the header of its answer. Raises as `encode` does."""
+        return await _off_loop(_weight(prompt), self._encode_chat, prompt, answered)
+
+    def _encode_chat(self, prompt: ChatPrompt, answered: bool) -> list[int]:
+        with _bounded(MOST_TEXT_TOKENS, "messages"):
+            return self.format.render(prompt, MOST_TEXT_TOKENS, answered=answered)
 
     async def decode(self, ids: Sequence[int], *, keep_special_tokens: bool = True) -> str:
         """The text of token ids. Raises InvalidRequest for ids outside the vocabulary."""
         return await _off_loop(4 * len(ids), self._decode_ids, ids, keep_special_tokens)
 
     def _decode_ids(self, ids: Sequence[int], keep_special_tokens: bool) -> str:
-        return self.format.tokens.decode(self._known(ids), keep_special_tokens=keep_special_tokens)
+        return self.format.tokens.decode(self._known(ids, "tokens"), keep_special_tokens=keep_special_tokens)
+
+    async def spell(self, ids: Sequence[int]) -> list[str]:
+        """How the vocabulary spells each of these ids. Raises InvalidRequest for ids outside of it."""
+        return await _off_loop(4 * len(ids), self.format.tokens.spell, self._known(ids, "tokens"))
+
+
+@contextmanager
+def _bounded(most: int, param: str) -> Iterator[None]:
+    """Tells of too many tokens as of a prompt that is too long."""
+    try:
+        yield
+    except TooManyTokens as error:
+        raise too_long(error.tokens, most, param, exact=error.exact) from None
 
 
 def too_long(tokens: int, context_tokens: int, param: str, *, exact: bool = True) -> PromptTooLong:

@@ -144,6 +144,10 @@ class TokenizerPair:
         (text,) = self.raw.decode_batch([list(ids)], skip_special_tokens=not keep_special_tokens)
         return text
 
+    def spell(self, ids: Sequence[int]) -> list[str]:
+        """How the vocabulary spells each id: no two alike. An id that no token has is its number."""
+        return [self.raw.id_to_token(token) or str(token) for token in ids]
+
     def decode_fragments(self, fragments: Sequence[Sequence[int]]) -> list[str]:
         """The texts that `encode_split` was given."""
         texts = self.raw.decode_batch([list(ids) for ids in fragments], skip_special_tokens=False) if fragments else []

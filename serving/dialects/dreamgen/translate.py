@@ -25,7 +25,7 @@ from serving.core import (
     Stopping,
     Usage,
 )
-from serving.dialects.base import Answer, Context, Endpoint, Listing
+from serving.dialects.base import Answer, Call, Context, Endpoint, Listing
 from serving.dialects.dreamgen import wire
 from serving.dialects.dreamgen.key import tell_key
 from serving.dialects.dry import read_dry
@@ -182,6 +182,7 @@ class DreamGen:
             "key", "/key", "This key, its credits, and what was used", ("GET",), wire.NoQuery, wire.KeyInfo, tell_key
         ),
     )
+    calls: tuple[Call[Any], ...] = ()
     error_schema = wire.CompletionError
 
     def render_error(self, error: ServingError) -> tuple[int, bytes]:

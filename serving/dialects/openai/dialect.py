@@ -4,9 +4,10 @@ from typing import Any
 
 import msgspec
 
-from serving.dialects.base import Endpoint, Listing, ModelInfo, Standing
+from serving.dialects.base import Call, Endpoint, Listing, ModelInfo, Standing
 from serving.dialects.lines import encode
 from serving.dialects.openai import billing, wire
+from serving.dialects.openai.probes import routes as probes
 from serving.dialects.openai.tell import chat_teller, error_body, text_teller
 from serving.dialects.openai.translate import chat_to_core, text_to_core
 from serving.dialects.sse import MEDIA_TYPE as SSE
@@ -98,7 +99,10 @@ class OpenAI:
             wire.Subscription,
             billing.subscription,
         ),
+        Listing("models", "/model/list", _MODELS, _GET, wire.NoQuery, wire.ModelList, list_models),
+        *probes.LISTINGS,
     )
+    calls: tuple[Call[Any], ...] = (*probes.SERVER_CALLS, *probes.CALLS)
     error_schema = wire.ErrorEnvelope
 
     def render_error(self, error: ServingError) -> tuple[int, bytes]:

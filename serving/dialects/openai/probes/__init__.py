@@ -1,0 +1,1 @@
+"""What clients of other servers' APIs ask beside generations: tokenizers and models, in those servers' shapes."""

@@ -1,0 +1,62 @@
+"""The endpoints of this package, for every dialect that has them."""
+
+from typing import Any
+
+from serving.dialects.base import Call, Listing
+from serving.dialects.openai.probes import models, tokens, wire
+from serving.dialects.openai.wire import NoQuery
+
+_ROOTS = ("", "/api/openai", "/textgen")
+"""Clients take `/v1` off the address that they are given, and add what they know of the server."""
+
+SERVER_CALLS: tuple[Call[Any], ...] = (
+    Call(
+        "tokenize", "/tokenize", "Tokens of a prompt or a chat", wire.Tokenize, wire.Tokenized, tokens.tokenize, _ROOTS
+    ),
+    Call(
+        "detokenize", "/detokenize", "The text of tokens", wire.Detokenize, wire.Detokenized, tokens.detokenize, _ROOTS
+    ),
+)
+"""Those that stand beside the addresses of a dialect, not under them."""
+
+CALLS: tuple[Call[Any], ...] = (
+    Call("tokenize", "/tokenize", "Tokens of a prompt or a chat", wire.Tokenize, wire.Tokenized, tokens.tokenize),
+    Call("detokenize", "/detokenize", "The text of tokens", wire.Detokenize, wire.Detokenized, tokens.detokenize),
+    Call(
+        "token.encode",
+        "/token/encode",
+        "Tokens of a text or a chat",
+        wire.TokenEncode,
+        wire.Encoded,
+        tokens.token_encode,
+    ),
+    Call("token.decode", "/token/decode", "The text of tokens", wire.TokenDecode, wire.Decoded, tokens.token_decode),
+    Call(
+        "internal.encode",
+        "/internal/encode",
+        "Tokens of a text",
+        wire.InternalEncode,
+        wire.Encoded,
+        tokens.internal_encode,
+    ),
+    Call(
+        "internal.decode",
+        "/internal/decode",
+        "The text of tokens, without special ones",
+        wire.InternalDecode,
+        wire.Decoded,
+        tokens.internal_decode,
+    ),
+    Call(
+        "internal.token-count",
+        "/internal/token-count",
+        "How many tokens a text has",
+        wire.InternalEncode,
+        wire.TokenCount,
+        tokens.token_count,
+    ),
+)
+
+LISTINGS: tuple[Listing[Any], ...] = (
+    Listing("current model", "/model", "The default model", ("GET",), NoQuery, wire.ModelCard, models.current_model),
+)
