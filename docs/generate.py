@@ -3,6 +3,7 @@
 A test fails when a table is stale. What is between markers is not edited by hand.
 """
 
+import json
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import fields
@@ -19,9 +20,11 @@ from serving import core, telemetry
 from serving.admin.routes import ROUTES
 from serving.app import DIALECTS
 from serving.dialects.base import Dialect
+from serving.dialects.openai.preset import UnusedFields, declared
 from serving.errors import ServingError
 from serving.settings import ModelSettings, Settings
 
+_LONG = 20
 FOLDER = Path(__file__).parent
 PAGES = ("dialects.md", "operating.md")
 _BLOCK = re.compile(r"(<!-- generated: (?P<name>[\w. ]+) -->\n).*?(<!-- end -->)", re.DOTALL)
@@ -68,7 +71,7 @@ def endpoints(dialect: Dialect) -> str:
                     _code(call.whole_media_types),
                 ]
 
-    where = f"Mounted under {_code(dialect.prefixes)}.\n\n"
+    where = f"Mounted under {_code(prefix or '/' for prefix in dialect.prefixes)}.\n\n"
     return where + table(("Address", "What it does", "Answers"), rows())
 
 
@@ -93,14 +96,41 @@ def call_fields(dialect: Dialect) -> str:
 def _rows(kind: inspect.Type, prefix: str) -> Iterator[list[str]]:
     assert isinstance(kind, inspect.StructType)
     for field in kind.fields:
+        if (unused := getattr(field.type, "extra", None)) and "unused" in unused:
+            continue  # it has a table of its own
         told = _members(field.type)
         name = prefix + field.encode_name
-        default = "required" if field.required else f"{_DEFAULTS[field.name]:g}" if field.name in _DEFAULTS else ""
-        yield [f"`{name}`", " or ".join(filter(None, map(_type, told))), default, _meaning(field.type)]
+        yield [f"`{name}`", " or ".join(filter(None, map(_type, told))), _meant(field), _meaning(field.type)]
         for member in told:
             inner = _bare(member.item_type) if isinstance(member, inspect.ListType) else member
             if isinstance(inner, inspect.StructType):
                 yield from _rows(inner, f"{name}[]." if isinstance(member, inspect.ListType) else f"{name}.")
+
+
+def _meant(field: inspect.Field) -> str:
+    """What a field means when it is not sent: as its dialect says, else as core does."""
+    if field.required:
+        return "required"
+    default = _DEFAULTS.get(field.name) if field.default is None else field.default
+    return f"{default:g}" if isinstance(default, int | float) and not isinstance(default, bool) else ""
+
+
+def unused_options() -> str:
+    """The options that are taken and change nothing."""
+
+    def rows() -> Iterator[list[str]]:
+        for name, option in declared(UnusedFields).items():
+            of = "" if option.of is None else f"`{option.of}`"
+            yield [f"`{name}`", f"{option.does[0].upper()}{option.does[1:]}.", _neutral(option.neutral), of]
+
+    return table(("Option", "What it is elsewhere", "Asks for nothing", "Nor without"), rows())
+
+
+def _neutral(values: Iterable[object]) -> str:
+    """Values as JSON; a long one is one that clients send without being asked to."""
+    told = [json.dumps(value) for value in values]
+    usual = ["the usual order"] if any(len(value) > _LONG for value in told) else []
+    return ", ".join([f"`{value}`" for value in told if len(value) <= _LONG] + usual)
 
 
 def _bare(kind: inspect.Type) -> inspect.Type:
@@ -180,7 +210,7 @@ def models() -> str:
         (
             [
                 f"`{field.name}`",
-                "table" if field.name in optional else "string",
+                "table" if field.name in optional else "boolean" if hints[field.name] is bool else "string",
                 "required" if field.name in required - optional else "",
                 field.metadata["doc"],
             ]
@@ -248,6 +278,7 @@ def admin_fields() -> str:
 def tables() -> dict[str, str]:
     """Every generated part, by the name in its marker."""
     told = {"settings": settings(), "models": models(), "metrics": metrics(), "errors": errors()}
+    told["unused options"] = unused_options()
     told |= {"admin routes": admin_routes(), "admin fields": admin_fields()}
     for dialect in DIALECTS:
         told[f"{dialect.name} endpoints"] = endpoints(dialect)

@@ -28,6 +28,7 @@ from serving.core import Plan
 from serving.dialects.base import Call, Dialect, Endpoint, Listing, ModelInfo
 from serving.dialects.dreamgen.translate import DreamGen
 from serving.dialects.http import Exchange, Http, call_response, listing_response
+from serving.dialects.livepeer.translate import Livepeer
 from serving.dialects.openai.dialect import OpenAI
 from serving.edge.headers import EXPOSED, error_headers
 from serving.engine.base import Engine
@@ -39,8 +40,9 @@ from serving.openapi import Description
 from serving.pipeline import Pipeline, ServedModel
 from serving.prompting.prepare import Prompting
 from serving.settings import ModelSettings, Settings, SettingsError
+from serving.stock import Stock, Ways
 
-DIALECTS: tuple[Dialect, ...] = (DreamGen(), OpenAI())
+DIALECTS: tuple[Dialect, ...] = (DreamGen(), OpenAI(), Livepeer())
 
 
 @dataclass(frozen=True)
@@ -69,10 +71,8 @@ def build(
     """The service; `loaders` by model id replace the local engines, `open_books` the store that the settings name."""
     pepper = load_pepper(settings.data_dir, settings.key_pepper)
     plans = _plans(settings)
-    key = None
-    if settings.demo_account:
-        key = ConfiguredKey(settings.api_key or demo_key(pepper), DEMO_ACCOUNT, settings.demo_plan)
-    models = {model.id: _served(model) for model in settings.models}
+    key = _configured_key(settings, pepper)
+    models = {model.id: _served(model) for model in settings.models if not model.standby}
     admission = Admission(settings.max_running_choices)
     telemetry.RUNNING.set_function(lambda: admission.running_choices)
 
@@ -80,30 +80,56 @@ def build(
         return Pipeline(models, engines, ledger, admission)
 
     backing = Backing(partial(open_books, settings), pipeline, plans, pepper, key)
-    loaders = loaders or local_loaders(settings)
-    engines = EngineRegistry({model: _after(backing, load) for model, load in loaders.items()}, _tell_engine_up)
+
+    def loader(model: ModelSettings) -> Loader:
+        given = (loaders or {}).get(model.id)
+        return _after(backing, given or local(model.path, revision=model.revision, engine=model.engine))
+
+    engines = EngineRegistry(
+        {model.id: loader(model) for model in settings.models if model.id in models}, _tell_engine_up
+    )
+    stock = _stock(settings, models, engines, loader)
     http = Http(
         backend=backing.backend,
-        models=model_infos(settings),
+        models=stock,
+        admin_key=settings.admin_key,
         max_body_bytes=settings.max_body_bytes,
         keep_alive_s=settings.keep_alive_s,
         write_timeout_s=settings.write_timeout_s,
+        grammars=settings.grammars,
     )
     app = FastAPI(title="story-serving", version=__version__, lifespan=lifespan_of(engines, backing))
     mount(app, http)
     mount_errors(app)
     mount_operations(app, engines, admission, backing)
     if settings.admin_key:
-        mount_admin(app, settings.admin_key, partial(_admin, backing, plans), tuple(models), settings.write_timeout_s)
-    if settings.cors_origins:
-        app.add_middleware(
-            CORSMiddleware,
-            allow_origins=settings.cors_origins,
-            allow_methods=["*"],
-            allow_headers=["*"],
-            expose_headers=EXPOSED,
-        )
+        mount_admin(app, settings.admin_key, partial(_admin, backing, plans), stock.known, settings.write_timeout_s)
+    _allow_origins(app, settings.cors_origins)
     return Service(app, engines, admission, backing, key.text if key else None)
+
+
+def _allow_origins(app: FastAPI, origins: tuple[str, ...]) -> None:
+    if origins:
+        app.add_middleware(
+            CORSMiddleware, allow_origins=origins, allow_methods=["*"], allow_headers=["*"], expose_headers=EXPOSED
+        )
+
+
+def _stock(
+    settings: Settings,
+    models: dict[str, ServedModel],
+    engines: EngineRegistry,
+    loader: Callable[[ModelSettings], Loader],
+) -> Stock:
+    known = {model.id: model for model in settings.models}
+    ways, beside = Ways(_served, loader), settings.replace_beside
+    return Stock(models, model_infos(settings), engines, known, ways, folder=settings.models_dir, beside=beside)
+
+
+def _configured_key(settings: Settings, pepper: bytes) -> ConfiguredKey | None:
+    if not settings.demo_account:
+        return None
+    return ConfiguredKey(settings.api_key or demo_key(pepper), DEMO_ACCOUNT, settings.demo_plan)
 
 
 def _admin(backing: Backing, plans: Mapping[str, Plan]) -> Admin:
@@ -140,20 +166,18 @@ def _served(model: ModelSettings) -> ServedModel:
 
 
 def _tell_engine_up(model: str, state: State) -> None:
+    if state == "unloaded":  # nobody misses it
+        telemetry.ENGINE_UP.remove(model)
+        return
     telemetry.ENGINE_UP.labels(model).set(state == "ready")
     if state == "ready":
         telemetry.keep_engine_series()
 
 
-def local_loaders(settings: Settings) -> dict[str, Loader]:
-    """Each configured model as a vLLM engine in this process."""
-    return {model.id: local(model.path, revision=model.revision, engine=model.engine) for model in settings.models}
-
-
 def model_infos(settings: Settings) -> tuple[ModelInfo, ...]:
     """The models as dialects list them: the default one first."""
     now = int(time.time())
-    infos = [ModelInfo(model.id, now, model.price) for model in settings.models]
+    infos = [ModelInfo(model.id, now, model.price) for model in settings.models if not model.standby]
     return tuple(sorted(infos, key=lambda info: info.id != settings.default_model))
 
 
@@ -241,13 +265,21 @@ def mount_errors(app: FastAPI) -> None:
         known = MethodNotAllowed if status == 405 else NotFound
         told = known(f"There is no {request.method} {path} here." if status == 405 else f"There is no {path} here.")
         headers = error_headers(told) | ({"allow": _methods(app, path)} if status == 405 else {})
-        for dialect in DIALECTS:
-            if any(path.startswith(prefix + "/") for prefix in dialect.prefixes):
-                code, body = dialect.render_error(told)
-                return Response(body, code, headers)
+        if dialect := _dialect_of(path):
+            code, body = dialect.render_error(told)
+            return Response(body, code, headers)
         return JSONResponse({"detail": told.message}, told.status, headers)
 
     app.add_exception_handler(HTTPException, handle)
+
+
+def _dialect_of(path: str) -> Dialect | None:
+    """The dialect whose prefix an address lies under. One without a prefix has no addresses but its own."""
+    for dialect in DIALECTS:
+        own = {endpoint.path for endpoint in dialect.endpoints if "" in dialect.prefixes}
+        if path in own or any(path.startswith(prefix + "/") for prefix in dialect.prefixes if prefix):
+            return dialect
+    return None
 
 
 def _methods(app: FastAPI, path: str) -> str:

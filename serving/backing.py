@@ -15,9 +15,9 @@ from typing import Literal, TypeAlias
 
 from serving.accounts.keys import Keyring, nobody
 from serving.core import Plan
-from serving.dialects.http import Backend
+from serving.dialects.base import Backend
 from serving.errors import Overloaded
-from serving.ledger.base import CHANGES, Ledger
+from serving.ledger.base import CHANGES, STOP, Ledger
 from serving.ledger.open import Opened
 from serving.ledger.store import Store
 from serving.pipeline import Pipeline
@@ -123,10 +123,11 @@ class Backing:
         if self._key is not None:
             with contextlib.suppress(Overloaded):  # it is done when the key is first used
                 await keys.adopt(self._key.text, self._key.account, self._key.plan)
+        backend = Backend(keys, opened.books, self._pipeline_of(opened.ledger))
         works = [asyncio.create_task(_always(keys.patrol))]
         if store is not None:
-            works.append(asyncio.create_task(_always(partial(_hear, store, keys))))
-        self.opened, self._backend = opened, Backend(keys, opened.books, self._pipeline_of(opened.ledger))
+            works.append(asyncio.create_task(_always(partial(_hear, store, backend))))
+        self.opened, self._backend = opened, backend
         self.state = "open"
         self._tried.set()
         self._decided.set()
@@ -139,9 +140,12 @@ class Backing:
             await asyncio.gather(*works, return_exceptions=True)
 
 
-async def _hear(store: Store, keys: Keyring) -> None:
+async def _hear(store: Store, backend: Backend) -> None:
     async for message in store.listen(CHANGES):
-        keys.forget(message)
+        if message.startswith(STOP):
+            backend.pipeline.stop(message.removeprefix(STOP))
+        else:
+            backend.keys.forget(message)
 
 
 async def _always(work: Callable[[], Awaitable[None]]) -> None:

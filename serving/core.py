@@ -62,7 +62,7 @@ Prompt: TypeAlias = ChatPrompt | RawPrompt | TokenPrompt
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """How the next token is drawn; every default changes nothing. `top_k` 0 is off."""
+    """How the next token is drawn; every default changes nothing. `top_k` 0 is off. `banned_tokens` are never drawn."""
 
     temperature: float = 1.0
     top_p: float = 1.0
@@ -74,6 +74,7 @@ class Sampling:
     seed: int | None = None
     logit_bias: Mapping[int, float] = field(default_factory=dict)
     min_tokens: int = 0
+    banned_tokens: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,11 +124,23 @@ class JsonFormat:
 
 
 @dataclass(frozen=True, slots=True)
+class Grammar:
+    """The answer follows a grammar in GBNF, whose first rule is `root`."""
+
+    text: str
+
+
+AnswerFormat: TypeAlias = JsonFormat | Grammar
+
+
+@dataclass(frozen=True, slots=True)
 class GenerationRequest:
     """One request, free of any dialect: `n` choices for each of `prompts`, in prompt-major order.
 
     `logprobs` None reports none, k the chosen token and k alternatives. `echo` puts the prompt before the answer.
     `keep_special_tokens` leaves message ends and headers in the text, as the native protocol shows them.
+    `add_bos` False puts no BOS before a prompt that lacks it. `cut_prompt`: a prompt that leaves less room than
+    `max_tokens` within `max_total_tokens` and the context loses its beginning; else it is an error.
     """
 
     request_id: str
@@ -137,10 +150,12 @@ class GenerationRequest:
     sampling: Sampling = Sampling()
     stopping: Stopping = Stopping()
     rules: Rules = Rules()
-    json_format: JsonFormat | None = None
+    answer_format: AnswerFormat | None = None
     logprobs: int | None = None
     echo: bool = False
     keep_special_tokens: bool = False
+    add_bos: bool = True
+    cut_prompt: bool = False
 
 
 # ---- what is prepared ------------------------------------------------------------------------------------------------
@@ -195,7 +210,8 @@ class PreparedRequest:
     """One choice, ready for an engine: token ids and resolved sampling, nothing left to decide.
 
     `index` numbers the choice within its request; `first_of_prompt` marks the choice that pays for the prompt.
-    `stop_token_ids` end the choice and are not part of its text. `ignore_eos`: the engine's own EOS list is not used.
+    `sampling` has no banned tokens any more: they are biases. `stop_token_ids` end the choice and are not part of its
+    text. `ignore_eos`: the engine's own EOS list is not used.
     `max_tokens` 0 asks for the prompt alone (echo). `prompt_logprobs` asks for those of the prompt's tokens.
     The rest is read behind the engine: `open_header` (the model writes the rest of its own header first),
     `keep_special_tokens`, and `echo_text`, told before the first token.
@@ -210,7 +226,7 @@ class PreparedRequest:
     include_stop: bool = False
     stop_token_ids: tuple[int, ...] = ()
     ignore_eos: bool = False
-    json_format: JsonFormat | None = None
+    answer_format: AnswerFormat | None = None
     rules: LogitsRules | None = None
     logprobs: int | None = None
     prompt_logprobs: bool = False

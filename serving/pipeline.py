@@ -9,8 +9,9 @@ after the hold, what was generated is settled, once, also when the caller is gon
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping, Sequence
-from contextlib import aclosing
+from collections import Counter, defaultdict
+from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, aclosing
 from dataclasses import dataclass, replace
 from typing import Any, Protocol, TypeVar
 
@@ -21,6 +22,7 @@ from serving.core import (
     ChatPrompt,
     Delta,
     Event,
+    Finished,
     GenerationRequest,
     Hold,
     Plan,
@@ -54,6 +56,10 @@ class Engines(Protocol):
         """Raises Overloaded while the model loads, EngineFailed when it is gone."""
         ...
 
+    def use(self, model: str) -> AbstractContextManager[Engine]:
+        """The same, for work on it: an engine whose place another takes is not ended before all such work is over."""
+        ...
+
 
 @dataclass(frozen=True, slots=True)
 class ServedModel:
@@ -80,6 +86,8 @@ class Meter:
         self._choices = choices
         self._began_s = began_s
         self._chunk_at_s: dict[int, float] = {}
+        self._tokens: Counter[int] = Counter()
+        self._finished: set[int] = set()
         self._between_chunks = telemetry.BETWEEN_CHUNKS.labels(model)
         self._prompt_tokens = self._cached_tokens = self._completion_tokens = 0
 
@@ -97,6 +105,7 @@ class Meter:
         now_s = time.monotonic()
         if isinstance(event, Delta):
             self._completion_tokens += len(event.token_ids)
+            self._tokens[event.index] += len(event.token_ids)
             self._between_chunks.observe(now_s - self._chunk_at_s[event.index])
             self._chunk_at_s[event.index] = now_s
         elif isinstance(event, Started):
@@ -106,6 +115,17 @@ class Meter:
             if self._choices[event.index].first_of_prompt:
                 self._prompt_tokens += event.prompt_tokens
                 self._cached_tokens += event.cached_tokens
+        else:
+            self._finished.add(event.index)
+
+    def end(self) -> Iterator[Event]:
+        """The events that end the choices where they are now."""
+        for choice in self._choices:
+            index, prompt_tokens = choice.index, len(choice.token_ids)
+            if index not in self._chunk_at_s:
+                yield Started(index, prompt_tokens)
+            if index not in self._finished:
+                yield Finished(index, "stop", Usage(prompt_tokens, completion_tokens=self._tokens[index]))
 
     def close(self, cost: int) -> None:
         """Tell the metrics; `cost` is in microcredits."""
@@ -114,6 +134,13 @@ class Meter:
         telemetry.TOKENS.labels(self._model, "completion").inc(self._completion_tokens)
         telemetry.MICROCREDITS.labels(self._model).inc(cost)
         telemetry.DURATION.labels(self._model).observe(time.monotonic() - self._began_s)
+
+
+@dataclass(slots=True, eq=False)
+class _Running:
+    """A generation that its caller may stop."""
+
+    stopped: bool = False
 
 
 class Pipeline:
@@ -126,6 +153,12 @@ class Pipeline:
         self._engines = engines
         self._ledger = ledger
         self._admission = admission
+        self._running: defaultdict[str, set[_Running]] = defaultdict(set)
+
+    def stop(self, key_id: str) -> None:
+        """End the running generations of a key at their next token, as if they were complete."""
+        for running in self._running.get(key_id, ()):
+            running.stopped = True
 
     async def generate(
         self,
@@ -145,37 +178,56 @@ class Pipeline:
         """
         began_s = time.monotonic()
         model = self.model(caller, request.model)
-        engine = self._engines.get(model.id)
-        request = within_plan(caller.plan, request)
-        prepared = await model.prompting.prepare(request, engine.context_tokens)
-        prepared = within_context(caller.plan, request, prepared)
-        check_logprobs(prepared)
-        hold = await self._hold(caller, request.request_id, model, prepared)
-        meter = Meter(model.id, prepared, began_s)
-        count_samplers(model.id, prepared)
-        reason = "disconnect"
-        try:
-            share = share_of(prepared, hold)
-            prepared = within_hold(prepared, share)
-            on_hold(Granted(hold, share))
-            with self._admission.slot(len(prepared)):
-                async with aclosing(generate_choices(engine, prepared)) as events:
+        with self._engines.use(model.id) as engine:
+            request = within_plan(caller.plan, request)
+            prepared = await model.prompting.prepare(request, engine.context_tokens)
+            prepared = within_context(caller.plan, request, prepared)
+            check_logprobs(prepared)
+            hold = await self._hold(caller, request.request_id, model, prepared)
+            meter = Meter(model.id, prepared, began_s)
+            count_samplers(model.id, prepared)
+            reason = "disconnect"
+            try:
+                share = share_of(prepared, hold)
+                prepared = within_hold(prepared, share)
+                on_hold(Granted(hold, share))
+                with self._admission.slot(len(prepared)):
                     readers = [model.prompting.reader(choice) for choice in prepared]
-                    async for event in events:
-                        meter.add(event)
-                        self._ledger.note(hold, meter.usage)
-                        for told in read(event, readers[event.index], prepared[event.index]):
-                            yield told
-            reason = "finish"
-        except Exception:
-            reason = "error"
-            raise
-        finally:
-            if reason == "disconnect" and revoked is not None and revoked.done():
-                reason = "revoked"
-            receipt = await uncancelled(self._close(hold, meter, reason))
-            meter.close(receipt.cost)
+                    async with aclosing(self._events(caller, engine, prepared, hold, meter)) as events:
+                        async for event in events:
+                            for told in read(event, readers[event.index], prepared[event.index]):
+                                yield told
+                reason = "finish"
+            except Exception:
+                reason = "error"
+                raise
+            finally:
+                if reason == "disconnect" and revoked is not None and revoked.done():
+                    reason = "revoked"
+                receipt = await uncancelled(self._close(hold, meter, reason))
+                meter.close(receipt.cost)
         yield receipt
+
+    async def _events(
+        self, caller: Caller, engine: Engine, prepared: Sequence[PreparedRequest], hold: Hold, meter: Meter
+    ) -> AsyncGenerator[Event, None]:
+        """The engine's events, counted; the last ones are ours when the caller stops the generation."""
+        running = _Running()
+        self._running[caller.key_id].add(running)
+        try:
+            async with aclosing(generate_choices(engine, prepared)) as events:
+                async for event in events:
+                    meter.add(event)
+                    self._ledger.note(hold, meter.usage)
+                    yield event
+                    if running.stopped:
+                        break
+        finally:
+            self._running[caller.key_id].discard(running)
+            if not self._running[caller.key_id]:
+                del self._running[caller.key_id]
+        for event in meter.end():
+            yield event
 
     def model(self, caller: Caller, model_id: str) -> ServedModel:
         """Raises UnknownModel, also for a model that the caller may not use."""

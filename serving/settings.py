@@ -35,6 +35,9 @@ class ModelSettings:
     engine: Mapping[str, Any] = field(
         default_factory=dict, metadata={"doc": "Engine arguments, handed to vLLM as they are."}
     )
+    standby: bool = field(
+        default=False, metadata={"doc": "Not loaded at the start: an admin can load it in the place of another."}
+    )
 
 
 DEMO_MODEL = ModelSettings(
@@ -73,8 +76,25 @@ class Settings:
     default_model: str | None = field(
         default=None, metadata={"doc": "Model of requests that name none; the first one by default."}
     )
+    models_dir: Path | None = field(
+        default=None, metadata={"doc": "Folder of checkpoints that an admin can load in the place of a model."}
+    )
+    replace_beside: bool = field(
+        default=True,
+        metadata={
+            "doc": "A model is loaded while the one that it replaces still serves, for which there must be memory; "
+            "false: after that one has ended."
+        },
+    )
     max_body_bytes: int = field(default=4 * 1024 * 1024, metadata={"doc": "Largest request body."})
     max_running_choices: int = field(default=1024, metadata={"doc": "Choices generated at once before 503."})
+    grammars: bool = field(
+        default=False,
+        metadata={
+            "doc": "Whether `grammar_string` is taken. An ambiguous grammar can hold up a model for everybody: only "
+            "for callers you trust."
+        },
+    )
     keep_alive_s: float = field(default=10.0, metadata={"doc": "Silence after which a stream sends a keep-alive."})
     write_timeout_s: float = field(default=60.0, metadata={"doc": "A client that reads nothing for so long is cut."})
     drain_s: float = field(default=30.0, metadata={"doc": "Time that running requests get to finish at shutdown."})
@@ -184,8 +204,13 @@ def _check(settings: Settings) -> None:
         raise SettingsError("No model is configured: add a [[models]] table.")
     if repeated := {model_id for model_id in ids if ids.count(model_id) > 1}:
         raise SettingsError(f"The model id {repeated.pop()!r} is configured twice.")
-    if settings.default_model is not None and settings.default_model not in ids:
-        raise SettingsError(f"default_model {settings.default_model!r} is not among the models: {', '.join(ids)}.")
+    served = [model.id for model in settings.models if not model.standby]
+    if not served:
+        raise SettingsError("All models are on standby: at least one must be loaded at the start.")
+    if settings.default_model is not None and settings.default_model not in served:
+        raise SettingsError(f"default_model {settings.default_model!r} is not among the models: {', '.join(served)}.")
+    if settings.models_dir is not None and not settings.models_dir.is_dir():
+        raise SettingsError(f"models_dir {settings.models_dir} is not a folder.")
     if not 0 < settings.port < 65536:
         raise SettingsError("port must be between 1 and 65535.")
     if settings.log_format not in ("text", "json"):

@@ -1,7 +1,7 @@
 """A pipeline over a scripted engine and a ledger in memory that is as slow as a store: what its tests are made of."""
 
 import asyncio
-from contextlib import aclosing
+from contextlib import AbstractContextManager, aclosing, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -94,6 +94,9 @@ class Path:
 
     def get(self, model: str) -> Engine:
         return self.engine
+
+    def use(self, model: str) -> AbstractContextManager[Engine]:
+        return nullcontext(self.engine)
 
     @property
     def pipeline(self) -> Pipeline:

@@ -2,7 +2,7 @@
 
 import asyncio
 import socket
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -45,11 +45,21 @@ class Door:
 
 
 class Stage:
-    """An engine that hands on to another one, which each test chooses. `door`: where a choice waits before it."""
+    """An engine that hands on to another one, which each test chooses. `door`: where a choice waits before it;
+    `opening` and `failing`: where loading waits, and what becomes of it."""
 
     def __init__(self) -> None:
         self.engine = ScriptedEngine()
         self.door: Door | None = None
+        self.opening: Door | None = None
+        self.failing: Exception | None = None
+
+    async def load(self) -> Engine:
+        if self.opening is not None:
+            await self.opening.wait()
+        if self.failing is not None:
+            raise self.failing
+        return self
 
     @property
     def context_tokens(self) -> int:
@@ -141,20 +151,15 @@ async def running(data_dir: Path, **values: Any) -> AsyncIterator[Running]:  # n
     """The service with these settings, loaded."""
     configured = settings(data_dir, **values)
     stages = {model.id: Stage() for model in configured.models}
-
-    def loader(stage: Stage) -> Callable[[], Awaitable[Engine]]:
-        async def load() -> Engine:
-            return stage
-
-        return load
-
+    if configured.models_dir is not None:
+        stages |= {folder.name: Stage() for folder in configured.models_dir.iterdir()}
     ledger = MemoryLedger()
 
     @asynccontextmanager
     async def open_books(_: Settings) -> AsyncIterator[Opened]:
         yield Opened(ledger, ledger, None)
 
-    loaders = {model: loader(stage) for model, stage in stages.items()}
+    loaders = {model: stage.load for model, stage in stages.items()}
     service = build(configured, loaders, open_books=open_books)
     async with service.app.router.lifespan_context(service.app), client_of(service) as client:
         await service.engines.wait_loaded()

@@ -38,8 +38,11 @@ def test_a_whole_file(tmp_path: Path) -> None:
         extend_s = 3
         cors_origins = ["https://a", "https://b"]
         default_model = "n"
+        models_dir = "/"
+        replace_beside = false
         max_body_bytes = 10
         max_running_choices = 2
+        grammars = true
         keep_alive_s = 5
         write_timeout_s = 1.5
         drain_s = 2

@@ -15,7 +15,7 @@ from serving.accounts.keys import DEMO_ACCOUNT
 from serving.accounts.plans import load_plans
 from serving.app import Service, build
 from serving.core import Usage
-from serving.dialects.http import Backend
+from serving.dialects.base import Backend
 from serving.engine.scripted import ScriptedEngine
 from serving.ledger.base import Key
 from tests.dialects.adapters import ADAPTERS
@@ -124,6 +124,21 @@ async def test_what_one_process_ends_the_other_ends_within_a_second(two: list[Pr
     assert await charges(one, record) == [("revoked", 2)]
     refused = await other.ask(key)
     assert refused.status_code == (401 if end == "revoke" else 403)
+
+
+async def test_a_key_stops_its_generations_in_both(two: list[Process]) -> None:
+    one, other = two
+    gate = Gate(2)
+    other.stage.engine = ScriptedEngine(endless, gate=gate)
+    key, record = await new_key(one, "metered")
+    asking = asyncio.create_task(other.ask(key, stream=True))
+    await gate.door.knocked.wait()
+    await one.client.post("/v1/internal/stop-generation", headers=bearer(key))
+    await until(lambda: all(running.stopped for running in other.backend.pipeline._running[record.id]))
+    gate.door.opened.set()
+    answer = CHAT.read((await asking).text)
+    assert (answer.text, answer.reason, answer.done) == ("word word word ", "stop", True)
+    assert await charges(one, record) == [("finish", 3)]
 
 
 async def test_a_new_plan_holds_in_both_at_once(two: list[Process]) -> None:

@@ -3,7 +3,7 @@
 From the values of an address and a body to what is told. No HTTP here; what goes wrong is a ServingError.
 """
 
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import AsyncGenerator, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import date, datetime, timedelta
@@ -35,10 +35,10 @@ MEDIA_TYPES = {"csv": "text/csv; charset=utf-8", "jsonl": "application/x-ndjson"
 
 @dataclass(frozen=True, slots=True)
 class Desk:
-    """What a route works with. `models`: the ids of those that are served."""
+    """What a route works with. `models`: the ids of those that are or can be served."""
 
     admin: Admin
-    models: tuple[str, ...]
+    models: Collection[str]
     now: datetime
 
     def tell(self, account: Account) -> wire.AccountTold:

@@ -1,6 +1,6 @@
 """Puts the admin API into an app, with its description."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 import msgspec
@@ -21,7 +21,7 @@ _SECURITY_SCHEME = "admin"
 
 
 def mount_admin(
-    app: FastAPI, key: str, admin: Callable[[], Admin], models: tuple[str, ...], write_timeout_s: float
+    app: FastAPI, key: str, admin: Callable[[], Admin], models: Collection[str], write_timeout_s: float
 ) -> None:
     """The routes under the prefix, for who sends `key`. `admin` raises Overloaded until the books are open; `models`
     are the ids that keys may be limited to. An app whose description is made must not have been asked for it yet."""

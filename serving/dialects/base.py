@@ -4,13 +4,14 @@ It holds no HTTP and no wire format. `Answer` is the fold of a generation's even
 dialect is made from it, so a stream and a whole answer cannot disagree.
 """
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, date, datetime
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, Literal, Protocol, TypeAlias, TypeVar
 
 import msgspec
 
+from serving.accounts.keys import Keyring
 from serving.core import (
     Caller,
     Delta,
@@ -25,7 +26,7 @@ from serving.core import (
     Usage,
 )
 from serving.errors import ServingError, Unauthenticated, UnknownModel
-from serving.ledger.base import Account, Books, DayUsage, Key, account_tag
+from serving.ledger.base import STOP, Account, Books, DayUsage, Key, account_tag
 from serving.pipeline import Pipeline
 from serving.prompting.prepare import Prompting
 from serving.prompting.roles import split_model
@@ -70,49 +71,93 @@ class Catalog:
 
 @dataclass(frozen=True, slots=True)
 class Context:
-    """What a translation needs beside the wire request. `now` is a Unix time in seconds."""
+    """What a translation needs beside the wire request. `now` is a Unix time in seconds. `grammars`: the operator
+    allows them."""
 
     request_id: str
     now: int
     catalog: Catalog
+    grammars: bool = False
+
+
+@dataclass(frozen=True)
+class Backend:
+    """What requests need of the books, while they are open."""
+
+    keys: Keyring
+    books: Books
+    pipeline: Pipeline
+
+
+class Models(Protocol):
+    """Which models are served, and changes of that for who has the admin key."""
+
+    @property
+    def infos(self) -> tuple[ModelInfo, ...]:
+        """Those that are served, the default one first."""
+        ...
+
+    @property
+    def loadable(self) -> tuple[str, ...]:
+        """What `load` takes."""
+        ...
+
+    async def load(
+        self, name: str, arguments: Mapping[str, Any], *, template: str | None = None, replaces: str | None = None
+    ) -> None:
+        """Serve a model in the place of another. Raises ServingError; then all is as before."""
+        ...
+
+    async def unload(self, name: str | None) -> None:
+        """Serve a model no longer. Raises ServingError."""
+        ...
+
+
+OPERATOR = Caller("", "the admin key")
+"""Who has the admin key: may use every model, and has no account."""
 
 
 @dataclass(frozen=True, slots=True)
 class Standing:
-    """Who asks, and what may be told: read from the books when a listing asks for it. All days are UTC."""
+    """Who asks, and what may be told (read from the books when a listing asks for it) or done. All days are UTC."""
 
     caller: Caller
     catalog: Catalog
-    books: Books
-    pipeline: Pipeline
+    backend: Backend
+    models: Models
     now: datetime
 
     @classmethod
-    def of(cls, caller: Caller, models: tuple[ModelInfo, ...], books: Books, pipeline: Pipeline) -> "Standing":
-        return cls(caller, Catalog.of(models, caller), books, pipeline, datetime.now(UTC))
+    def of(cls, caller: Caller, backend: Backend, models: Models) -> "Standing":
+        return cls(caller, Catalog.of(models.infos, caller), backend, models, datetime.now(UTC))
 
     def prompting(self, model: str | None) -> Prompting:
         """How the model that `model` means (see `Catalog.resolve`) reads and writes texts. Raises UnknownModel."""
         info, _ = self.catalog.resolve(model)
-        return self.pipeline.model(self.caller, info.id).prompting
+        return self.backend.pipeline.model(self.caller, info.id).prompting
+
+    async def stop(self) -> None:
+        """End the running generations of this key, in every process."""
+        self.backend.pipeline.stop(self.caller.key_id)
+        await self.backend.keys.tell(STOP + self.caller.key_id)
 
     async def account(self) -> Account:
         """The account as it stands, this month's grant made. Raises Unauthenticated when it is gone."""
-        account = await self.books.account(self.caller.account, self.caller.plan)
+        account = await self.backend.books.account(self.caller.account, self.caller.plan)
         if account is None:
             raise Unauthenticated("The account of this API key does not exist.")
         return account
 
     async def key(self) -> Key:
         """The key that asks. Raises Unauthenticated when it is gone."""
-        key = await self.books.key(account_tag(self.caller.account), self.caller.key_id)
+        key = await self.backend.books.key(account_tag(self.caller.account), self.caller.key_id)
         if key is None:
             raise Unauthenticated("This API key does not exist any more.")
         return key
 
     async def usage(self, start: date, end: date) -> list[DayUsage]:
         """What the account used from `start` until before `end`, by day, key and model."""
-        return await self.books.usage(self.caller.account, start.isoformat(), end.isoformat())
+        return await self.backend.books.usage(self.caller.account, start.isoformat(), end.isoformat())
 
 
 @dataclass(slots=True)
@@ -181,12 +226,16 @@ class Teller(Protocol):
 
 W = TypeVar("W", bound=msgspec.Struct)
 
+Access: TypeAlias = Literal["key", "admin", "either"]
+"""Whose key is needed: that of an account, or the admin key."""
+
 
 @dataclass(frozen=True)
 class Endpoint(Generic[W]):
     """One generating endpoint: what is sent, what it means, how its answer is told. `name` labels it in metrics.
 
-    `answer` is the schema of a whole answer, whose media types are listed, and those of streams.
+    `answer` is the schema of a whole answer, whose media types are listed, and those of streams. `ignored` names the
+    fields of a request that ask for something and change nothing: the caller is told in a header.
     """
 
     name: str
@@ -198,6 +247,7 @@ class Endpoint(Generic[W]):
     stream_media_types: tuple[str, ...]
     to_core: Callable[[W, Context], GenerationRequest]
     teller: Callable[[W, GenerationRequest, Context], Teller]
+    ignored: Callable[[W], Sequence[str]] = lambda request: ()
 
 
 @dataclass(frozen=True)
@@ -212,6 +262,7 @@ class Listing(Generic[W]):
     answer: type[msgspec.Struct]
     tell: Callable[[W, Standing], Awaitable[bytes]]
     whole_media_types: tuple[str, ...] = ("application/json",)
+    access: Access = "key"
 
 
 @dataclass(frozen=True)
@@ -225,10 +276,11 @@ class Call(Generic[W]):
     path: str
     summary: str
     wire: type[W]
-    answer: type[msgspec.Struct]
+    answer: type[msgspec.Struct | str]
     tell: Callable[[W, Standing], Awaitable[bytes]]
     prefixes: tuple[str, ...] | None = None
     methods: tuple[str, ...] = ("POST",)
+    access: Access = "key"
     whole_media_types: tuple[str, ...] = ("application/json",)
 
 

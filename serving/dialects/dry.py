@@ -113,15 +113,12 @@ def _integer(default: int, low: int, *fields: tuple[str, Any]) -> int:
 
 
 def _breakers(*fields: tuple[str, Any]) -> tuple[str, ...] | None:
-    """A list of strings, or a string that holds one: as JSON, else separated by commas."""
+    """A list of strings, or a string that holds one: as JSON, perhaps without its brackets, else with commas."""
     if (found := _first(*fields)) is None:
         return None
     name, value = found
     if isinstance(value, str):
-        try:
-            value = msgspec.json.decode(value)
-        except (msgspec.DecodeError, RecursionError):
-            value = value.split(",")
+        value = _listed(value)
     if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
         raise InvalidRequest(f"{name} must be a list of strings, or a string that holds one.", param=name)
     breakers = tuple(item for item in value if item)
@@ -129,3 +126,15 @@ def _breakers(*fields: tuple[str, Any]) -> tuple[str, ...] | None:
         limit = f"{MOST_BREAKERS} strings of at most {MOST_BREAKER_CHARACTERS} characters"
         raise InvalidRequest(f"{name} may hold at most {limit}.", param=name)
     return breakers
+
+
+def _listed(text: str) -> object:
+    """Source: text-generation-webui writes the list's items alone, each as JSON: `"\\n", ":"`."""
+    for spelled in (text, f"[{text}]"):
+        try:
+            value = msgspec.json.decode(spelled)
+        except (msgspec.DecodeError, RecursionError):
+            continue
+        if isinstance(value, list):
+            return value
+    return text.split(",")

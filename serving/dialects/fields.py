@@ -25,6 +25,7 @@ BiasedToken = Annotated[int, Meta(ge=0, le=2**31 - 1)]
 LogitBias = Annotated[
     dict[BiasedToken, Bias], Meta(max_length=1024, description="Added to the logits of token ids, from -100 to 100.")
 ]
+BannedTokens = Annotated[list[BiasedToken], Meta(max_length=1024)]
 StopString = Annotated[str, Meta(max_length=1024)]
 StopStrings = Annotated[list[StopString], Meta(max_length=256)]
 Name = Annotated[str, Meta(max_length=1024)]

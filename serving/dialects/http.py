@@ -21,25 +21,27 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from serving import telemetry
-from serving.accounts.keys import Keyring
 from serving.core import Caller, Receipt
 from serving.dialects.base import (
+    OPERATOR,
+    Access,
     Answer,
+    Backend,
     Call,
     Catalog,
     Context,
     Dialect,
     Endpoint,
     Listing,
-    ModelInfo,
+    Models,
     Standing,
     Teller,
 )
+from serving.edge.admin_key import is_admin
 from serving.edge.body import ClientGone, decode, decode_query, read_body
-from serving.edge.headers import REQUEST_ID, error_headers, granted_headers
+from serving.edge.headers import IGNORED, REQUEST_ID, error_headers, granted_headers
 from serving.edge.mistakes import our_mistake
-from serving.errors import Overloaded, PlanChanged, ServingError
-from serving.ledger.base import Books
+from serving.errors import Forbidden, Overloaded, PlanChanged, ServingError
 from serving.pipeline import Granted, Pipeline
 
 log = logging.getLogger(__name__)
@@ -51,34 +53,35 @@ _LARGE_BYTES = 65_536
 
 
 @dataclass(frozen=True)
-class Backend:
-    """What requests need of the books, while they are open."""
-
-    keys: Keyring
-    books: Books
-    pipeline: Pipeline
-
-
-@dataclass(frozen=True)
 class Http:
     """What the endpoint body needs of the application. Times are in seconds. `backend` raises Overloaded until the
-    books are open."""
+    books are open. `admin_key` None: nobody is an admin."""
 
     backend: Callable[[], Backend]
-    models: tuple[ModelInfo, ...]
+    models: Models
+    admin_key: str | None
     max_body_bytes: int
     keep_alive_s: float
     write_timeout_s: float
+    grammars: bool = False
 
     async def authenticate(self, request: Request) -> tuple[Backend, Caller]:
         """What answers, and who asks. Raises Overloaded, and as `Keyring` does."""
         backend = self.backend()
         return backend, await backend.keys.authenticate(authorization(request))
 
-    async def standing(self, request: Request) -> Standing:
-        """Raises as `authenticate` does."""
-        backend, caller = await self.authenticate(request)
-        return Standing.of(caller, self.models, backend.books, backend.pipeline)
+    async def standing(self, request: Request, access: Access) -> Standing:
+        """Who asks, with a key that has `access`. Raises Forbidden, and as `authenticate` does."""
+        backend = self.backend()
+        if access != "key" and is_admin(authorization(request), self.admin_key):
+            return Standing.of(OPERATOR, backend, self.models)
+        _, caller = await self.authenticate(request)
+        if access == "admin":
+            why = (
+                "the admin key alone may do this" if self.admin_key else "this server has no admin key, which it takes"
+            )
+            raise Forbidden(f"This key may not do this: {why}.")
+        return Standing.of(caller, backend, self.models)
 
 
 def authorization(request: Request) -> str | None:
@@ -244,9 +247,12 @@ class Exchange(Response):
         revoked: asyncio.Future[ServingError],
     ) -> None:
         """Wire model to answer, sent as it comes or whole."""
-        context = Context(self._id, int(time.time()), Catalog.of(self._http.models, caller))
+        catalog = Catalog.of(self._http.models.infos, caller)
+        context = Context(self._id, int(time.time()), catalog, self._http.grammars)
         core_request = self._endpoint.to_core(request, context)
         self._model = core_request.model
+        if ignored := self._endpoint.ignored(request):
+            reply.headers[IGNORED] = ", ".join(ignored)
         self._teller = teller = self._endpoint.teller(request, core_request, context)
         reply.headers |= {"content-type": teller.media_type} | (_STREAM_HEADERS if teller.streamed else {})
         answer = Answer()
@@ -291,7 +297,7 @@ async def listing_response(http: Http, dialect: Dialect, listing: Listing[Any], 
     """Answer a listing: the same authentication and error shape as a generation."""
 
     async def told() -> bytes:
-        standing = await http.standing(request)
+        standing = await http.standing(request, listing.access)
         query = decode_query(listing.query, {**request.query_params, **request.path_params})
         return await listing.tell(query, standing)
 
@@ -302,7 +308,7 @@ async def call_response(http: Http, dialect: Dialect, call: Call[Any], request: 
     """Answer a call: the same authentication, bounds and error shape as a generation."""
 
     async def told() -> bytes:
-        standing = await http.standing(request)
+        standing = await http.standing(request, call.access)
         body = await read_body(request.headers, request.receive, http.max_body_bytes)
         return await call.tell(decode(call.wire, body or b"{}"), standing)
 

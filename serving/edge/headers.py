@@ -7,6 +7,7 @@ from serving.errors import PayloadTooLarge, RateLimited, ServingError, Unauthent
 from serving.pipeline import Granted
 
 CLAMPED = "x-credit-clamped-max-tokens"
+IGNORED = "x-ignored-parameters"
 REQUEST_ID = "x-request-id"
 RETRY_AFTER = "retry-after"
 _RATE = "x-ratelimit-{}-{}"
@@ -15,6 +16,7 @@ EXPOSED = (
     REQUEST_ID,
     RETRY_AFTER,
     CLAMPED,
+    IGNORED,
     *(_RATE.format(part, kind) for kind in ("requests", "tokens") for part in ("limit", "remaining", "reset")),
 )
 """Those that a page of another origin may read."""

@@ -8,7 +8,7 @@ nonsense. Keeps the law that no request can kill an engine. Standard library onl
 from collections.abc import Collection
 from dataclasses import dataclass
 
-from serving.core import PreparedRequest, Sampling
+from serving.core import Grammar, PreparedRequest, Sampling
 from serving.errors import InvalidRequest, PromptTooLong
 
 INT64_MIN, INT64_MAX = -(2**63), 2**63 - 1
@@ -110,11 +110,14 @@ def check(request: PreparedRequest, model: Model) -> None:
     _check_stopping(request, model.vocab_size)
     if request.logprobs is not None:
         _integer("logprobs", request.logprobs, 0, model.max_logprobs)
-    if request.json_format is not None and request.json_format.schema is not None:
-        _check_schema(request.json_format.schema)
+    answer = request.answer_format
+    if isinstance(answer, Grammar):
+        _check_structure("grammar_string", "a grammar", answer.text)
+    elif answer is not None and answer.schema is not None:
+        _check_structure("response_format", "a JSON Schema", answer.schema)
 
 
-def _check_schema(schema: str) -> None:
-    _text("response_format", schema)
-    if not schema.strip() or len(schema.encode()) > MAX_SCHEMA_BYTES:
-        raise _refuse("response_format", f"needs a JSON Schema of up to {MAX_SCHEMA_BYTES} bytes")
+def _check_structure(param: str, kind: str, structure: str) -> None:
+    _text(param, structure)
+    if not structure.strip() or len(structure.encode()) > MAX_SCHEMA_BYTES:
+        raise _refuse(param, f"needs {kind} of up to {MAX_SCHEMA_BYTES} bytes")

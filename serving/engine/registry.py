@@ -1,22 +1,25 @@
-"""The engines by model id: loads them, says which are ready, and tells when one is lost.
+"""The engines by model id: loads, replaces and unloads them, says which are ready, and tells when one is lost.
 
 Knows no vLLM: a loader is any function that makes an Engine. Routes nothing and retries nothing; an engine that is lost
-stays lost, and whoever waits in `wait_failed` ends the process. Keeps the law that a dead engine is never waited for.
+stays lost, and whoever waits in `wait_failed` ends the process. Keeps two laws: a dead engine is never waited for, and
+one that is replaced or unloaded is ended only when nobody uses it any more.
 """
 
 import asyncio
 import importlib
 import logging
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Literal
 
 from serving.engine.base import Engine
-from serving.errors import EngineFailed, Overloaded, ServingError, UnknownModel
+from serving.errors import Conflict, EngineFailed, Overloaded, ServingError, UnknownModel
 
 logger = logging.getLogger(__name__)
 
-State = Literal["loading", "ready", "failed", "closed"]
+State = Literal["loading", "ready", "failed", "closed", "unloaded"]
 Loader = Callable[[], Awaitable[Engine]]
 Progress = Callable[[str, State], None]
 LOADING_RETRY_S = 5.0
@@ -40,13 +43,15 @@ def local(
 
 @dataclass(slots=True)
 class _Entry:
-    """One model. `reason` says in words why it failed."""
+    """One model. `reason` says in words why it failed; `users` is how many work on its engine now."""
 
     load: Loader
     state: State = "loading"
     reason: str = ""
     engine: Engine | None = None
     watch: asyncio.Task[None] | None = field(default=None, repr=False)
+    users: int = 0
+    unused: asyncio.Event = field(default_factory=asyncio.Event, repr=False)
 
 
 class EngineRegistry:
@@ -56,6 +61,7 @@ class EngineRegistry:
         self._entries = {model: _Entry(load) for model, load in loaders.items()}
         self._progress = progress
         self._loading: asyncio.Task[None] | None = None
+        self._works: set[asyncio.Task[None]] = set()
         self._failed = asyncio.Event()
 
     def start(self) -> None:
@@ -65,28 +71,35 @@ class EngineRegistry:
 
     async def _load_all(self) -> None:
         for model, entry in self._entries.items():
-            try:
-                entry.engine = await entry.load()
-            except Exception as error:
-                self._fail(model, f"it could not be loaded: {error}")
-                logger.error("model %s could not be loaded", model, exc_info=error)
-            else:
-                entry.watch = asyncio.create_task(self._watch(model, entry.engine))
-                self._change(model, "ready")
+            await self._load(model, entry)
 
-    async def _watch(self, model: str, engine: Engine) -> None:
+    async def _load(self, model: str, entry: _Entry) -> None:
+        try:
+            engine = await entry.load()
+        except Exception as error:
+            self._fail(model, entry, f"it could not be loaded: {error}")
+            logger.error("model %s could not be loaded", model, exc_info=error)
+        else:
+            self._begin(model, entry, engine)
+
+    def _begin(self, model: str, entry: _Entry, engine: Engine) -> None:
+        entry.engine = engine
+        entry.watch = asyncio.create_task(self._watch(model, entry, engine))
+        self._change(model, entry, "ready")
+
+    async def _watch(self, model: str, entry: _Entry, engine: Engine) -> None:
         await engine.wait_dead()
-        self._fail(model, "its engine died")
+        self._fail(model, entry, "its engine died")
 
-    def _fail(self, model: str, reason: str) -> None:
-        if self._entries[model].state == "closed":
+    def _fail(self, model: str, entry: _Entry, reason: str) -> None:
+        if entry.state in ("closed", "unloaded"):
             return
-        self._entries[model].reason = reason
-        self._change(model, "failed")
+        entry.reason = reason
+        self._change(model, entry, "failed")
         self._failed.set()
 
-    def _change(self, model: str, state: State) -> None:
-        self._entries[model].state = state
+    def _change(self, model: str, entry: _Entry, state: State) -> None:
+        entry.state = state
         self._progress(model, state)
 
     @property
@@ -105,10 +118,20 @@ class EngineRegistry:
 
     def get(self, model: str) -> Engine:
         """Raises UnknownModel, Overloaded (loading, closed), EngineFailed (failed to load, or died)."""
+        return _ready(self._entry(model))
+
+    @contextmanager
+    def use(self, model: str) -> Iterator[Engine]:
+        """As `get`; the engine is not ended by `replace` or `unload` before the context is left."""
         entry = self._entry(model)
-        if entry.state == "ready" and entry.engine is not None:
-            return entry.engine
-        raise _unavailable(entry)
+        engine = _ready(entry)
+        entry.users += 1
+        try:
+            yield engine
+        finally:
+            entry.users -= 1
+            if not entry.users:
+                entry.unused.set()
 
     def _entry(self, model: str) -> _Entry:
         if model not in self._entries:
@@ -119,6 +142,100 @@ class EngineRegistry:
         """Returns when no model is loading any more, whether it is ready or failed."""
         if self._loading is not None:
             await asyncio.wait({self._loading})
+
+    # ---- one in the place of another ---------------------------------------------------------------------------------
+
+    async def replace(
+        self, old: str | None, new: str, load: Loader, swap: Callable[[], None], *, beside: bool = True
+    ) -> None:
+        """Load `new` and let it take the place of `old`, which goes on meanwhile and is ended when nobody uses it.
+
+        Returns when `new` serves; `swap` is called in that moment. Not `beside`: `old` is ended first, and loaded again
+        if `new` cannot be. Raises UnknownModel, Conflict (another change is not over), and whatever `load` raises: then
+        all is as before. It goes on when who asked for it does not wait any longer.
+        """
+        self._check_free()
+        former = None if old is None else self._entry(old)
+        entry, served = _Entry(load), asyncio.Event()
+
+        def take_place() -> None:
+            entries = list(self._entries.items())
+            at = next((number for number, (model, _) in enumerate(entries) if model == old), len(entries))
+            self._entries = dict([*entries[:at], (new, entry), *entries[at + 1 :]])
+            if former is not None and old is not None:
+                self._change(old, former, "unloaded")
+            swap()
+            served.set()
+
+        change = partial(self._replace, new, entry, former, take_place)
+        if former is not None and old is not None and not beside:
+            change = partial(self._replace_after, old, former, change)
+        work = self._work(change())
+        waits = asyncio.create_task(served.wait())
+        try:
+            await asyncio.wait({work, waits}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            waits.cancel()
+        if not served.is_set():
+            await work
+
+    async def _replace(self, new: str, entry: _Entry, former: _Entry | None, take_place: Callable[[], None]) -> None:
+        """Where memory holds both."""
+        engine = await entry.load()
+        take_place()
+        self._begin(new, entry, engine)
+        if former is not None:
+            await self._end(former)
+
+    async def _replace_after(self, old: str, former: _Entry, change: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        """Where memory does not hold both."""
+        self._change(old, former, "loading")
+        await self._end(former)
+        try:
+            await change()
+        except Exception:
+            await self._load(old, former)
+            raise
+
+    async def unload(self, model: str, swap: Callable[[], None]) -> None:
+        """Serve a model no longer, from the moment in which `swap` is called; returns when nobody uses it any more and
+        its engine is ended. Raises UnknownModel, Conflict. It goes on as `replace` does."""
+        self._check_free()
+        entry = self._entry(model)
+        del self._entries[model]
+        self._change(model, entry, "unloaded")
+        swap()
+        await asyncio.shield(self._work(self._end(entry)))
+
+    def _check_free(self) -> None:
+        if self._works or (self._loading is not None and not self._loading.done()):
+            raise Conflict("Another model is being loaded, or finishes its last requests. Try again later.")
+
+    def _work(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        task = asyncio.create_task(work)
+        self._works.add(task)
+        task.add_done_callback(self._worked)
+        return task
+
+    def _worked(self, task: asyncio.Task[None]) -> None:
+        self._works.discard(task)
+        if not task.cancelled() and task.exception() is not None:
+            logger.error("a model could not be replaced", exc_info=task.exception())
+
+    async def _end(self, entry: _Entry) -> None:
+        """End an engine once nobody uses it, or at once when this is cancelled."""
+        engine, entry.engine = entry.engine, None
+        if entry.watch is not None:
+            entry.watch.cancel()
+        try:
+            while entry.users:
+                entry.unused.clear()
+                await entry.unused.wait()
+        finally:
+            if engine is not None:
+                await engine.shutdown()
+
+    # ---- the end -------------------------------------------------------------------------------------------------
 
     async def wait_failed(self) -> str:
         """Returns, with the reason, when an engine dies or cannot be loaded; never otherwise."""
@@ -133,10 +250,10 @@ class EngineRegistry:
 
     async def shutdown(self) -> None:
         """End loading and every engine; leaves no process behind. May be called twice."""
-        tasks = [entry.watch for entry in self._entries.values()] + [self._loading]
+        tasks = [entry.watch for entry in self._entries.values()] + [self._loading, *self._works]
         engines = [entry.engine for entry in self._entries.values() if entry.engine is not None]
-        for model in self._entries:
-            self._change(model, "closed")
+        for model, entry in self._entries.items():
+            self._change(model, entry, "closed")
         pending = [task for task in tasks if task is not None]
         for task in pending:
             task.cancel()
@@ -144,6 +261,12 @@ class EngineRegistry:
         for result in results:
             if isinstance(result, Exception):
                 logger.error("an engine did not shut down cleanly", exc_info=result)
+
+
+def _ready(entry: _Entry) -> Engine:
+    if entry.state == "ready" and entry.engine is not None:
+        return entry.engine
+    raise _unavailable(entry)
 
 
 def _unavailable(entry: _Entry) -> ServingError:

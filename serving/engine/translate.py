@@ -16,7 +16,7 @@ from vllm.inputs import TokensPrompt, tokens_input
 from vllm.sampling_params import RequestOutputKind, SamplingParams, StructuredOutputsParams
 from vllm.v1.engine.async_llm import AsyncLLM
 
-from serving.core import Delta, Event, Finished, FinishReason, PreparedRequest, Started, TokenLogprob, Usage
+from serving.core import Delta, Event, Finished, FinishReason, Grammar, PreparedRequest, Started, TokenLogprob, Usage
 from serving.errors import EngineFailed, InvalidRequest
 from serving.sampling.arguments import to_extra_args
 
@@ -154,7 +154,7 @@ def _prompt(request: PreparedRequest) -> Any:  # noqa: ANN401
 
     Source: vLLM 0.32, AsyncLLM.add_request: a rendered input is processed on the loop, a raw one by a thread.
     """
-    if request.json_format is not None:
+    if request.answer_format is not None:
         return TokensPrompt(prompt_token_ids=list(request.token_ids))
     return tokens_input(list(request.token_ids))
 
@@ -193,11 +193,21 @@ def _sampling_params(request: PreparedRequest) -> SamplingParams:
 
 
 def _structure(request: PreparedRequest) -> StructuredOutputsParams | None:
-    if request.json_format is None:
+    answer = request.answer_format
+    if answer is None:
         return None
-    if request.json_format.schema is None:
+    if isinstance(answer, Grammar):
+        return StructuredOutputsParams(grammar=answer.text)
+    if answer.schema is None:
         return StructuredOutputsParams(json_object=True)
-    return StructuredOutputsParams(json=request.json_format.schema)
+    return StructuredOutputsParams(json=answer.schema)
+
+
+def _structure_names(request: PreparedRequest) -> tuple[str, str]:
+    """What the answer must follow, for people, and the field that says so."""
+    if isinstance(request.answer_format, Grammar):
+        return "grammar", "grammar_string"
+    return "JSON Schema", "response_format"
 
 
 def _logprobs(
@@ -220,10 +230,11 @@ def _finite(logprob: float) -> float:
 
 
 def invalid(request: PreparedRequest, error: BaseException) -> InvalidRequest:
-    """vLLM's refusals. Their texts can hold what the caller sent: told is only what they say of a schema."""
-    if request.json_format is not None and getattr(error, "parameter", None) is None:
+    """vLLM's refusals. Their texts can hold what the caller sent: told is only what they say of a structure."""
+    if request.answer_format is not None and getattr(error, "parameter", None) is None:
         reason = " ".join(str(error).split())[:_REASON_CHARS]
-        return InvalidRequest(f"The JSON Schema cannot be used: {reason}", param="response_format")
+        kind, field = _structure_names(request)
+        return InvalidRequest(f"The {kind} cannot be used: {reason}", param=field)
     param = error.parameter if isinstance(error, VLLMValidationError) else None
     logger.warning("refused by vLLM, not by limits: %s, field %s", type(error).__name__, param)
     return InvalidRequest(
@@ -233,7 +244,7 @@ def invalid(request: PreparedRequest, error: BaseException) -> InvalidRequest:
 
 def _broken(request: PreparedRequest, reason: str, started: bool) -> Exception:
     """An end that vLLM calls neither stop nor length."""
-    if reason == "error" and request.json_format is not None and not started:
-        message = "The JSON Schema cannot be compiled into a grammar. Simplify it."
-        return InvalidRequest(message, param="response_format")
+    if reason == "error" and request.answer_format is not None and not started:
+        kind, field = _structure_names(request)
+        return InvalidRequest(f"The {kind} cannot be compiled. Simplify it.", param=field)
     return EngineFailed("The engine stopped this generation before its end.")

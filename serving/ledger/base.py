@@ -33,7 +33,10 @@ AccountState: TypeAlias = Literal["active", "suspended"]
 PostingKind: TypeAlias = Literal["grant", "expire", "void", "debit", "charge", "correction"]
 
 CHANGES = "story:changes"
-"""The channel on which processes tell each other of a changed account (`account:ID`) or key (`key:ID`)."""
+"""The channel on which processes tell each other of a changed account (`account:ID`) or key (`key:ID`), and of a key
+whose generations are to end (`stop:ID`)."""
+
+STOP = "stop:"
 
 Publish: TypeAlias = Callable[[str], Awaitable[None]]
 """Tells all processes, on that channel."""

@@ -13,7 +13,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from serving.core import ChatPrompt, Header, Message
+from serving.core import ChatPrompt, Header, Message, Prompt
 from serving.prompting.templates import TEMPLATES, Template, Transcript
 from serving.prompting.tokenizer import FILES, TokenizerPair, TooManyTokens
 
@@ -101,6 +101,25 @@ class Format:
         if self.bos_id is None or (ids and ids[0] == self.bos_id):
             return ids
         return [self.bos_id, *ids]
+
+    def cut(self, ids: Sequence[int], room: int, prompt: Prompt) -> Sequence[int]:
+        """The ids of `prompt` without its beginning, at most `room` of them.
+
+        A chat loses its oldest turns, but none of the system turns at its head, and never its last message: it may
+        stay longer than `room`. A text loses all in front but BOS.
+        """
+        if len(ids) <= room:
+            return ids
+        if not isinstance(prompt, ChatPrompt):
+            head = 1 if ids[0] == self.bos_id else 0
+            return [*ids[:head], *ids[len(ids) - max(room - head, 0) :]]
+        start = self.tokens.special_ids[self.template.message_start]
+        turns = [at for at, token in enumerate(ids) if token == start]
+        systems = next((at for at, m in enumerate(prompt.messages) if m.role != "system"), len(prompt.messages))
+        head = turns[systems]
+        last = max(len(prompt.messages) - 1, systems)
+        kept = next((at for at in turns[systems:last] if head + len(ids) - at <= room), turns[last])
+        return [*ids[:head], *ids[kept:]]
 
     # ---- ends --------------------------------------------------------------------------------------------------------
 

@@ -20,6 +20,7 @@ from serving.core import (
     Prompt,
     RawPrompt,
     Sampling,
+    Stopping,
     TokenPrompt,
 )
 from serving.errors import InvalidRequest, PromptTooLong
@@ -33,6 +34,12 @@ INLINE_CHARS = 2048
 
 MOST_TEXT_TOKENS = 1_000_000
 """The most token ids that `Prompting.encode` makes of a text: more would hold the interpreter lock over 20 ms."""
+
+_RESERVED_TOKENS = 512
+"""What a prompt that is cut leaves for an answer whose length nobody said, where that is not most of the context."""
+
+_BAN = -100.0
+"""The strongest bias there is: such a token is as good as never drawn."""
 
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
@@ -76,25 +83,24 @@ class Prompting:
         return prepared
 
     def _prepare_prompt(self, request: GenerationRequest, prompt: Prompt, context_tokens: int) -> PreparedRequest:
-        ids = tuple(self._ids(prompt, context_tokens))
+        ids = tuple(self._ids(request, prompt, context_tokens))
         rules = self.book.resolve(request, prompt, ids)
         ends = self.format.ends(
-            at_message_end=request.stopping.at_message_end or request.json_format is not None,
+            at_message_end=request.stopping.at_message_end or request.answer_format is not None,
             ignore_eos=request.stopping.ignore_eos,
         )
         max_tokens = _max_tokens(request, len(ids), context_tokens, _param(prompt))
-        min_tokens = min(request.sampling.min_tokens, max_tokens)
         return PreparedRequest(
             request_id=request.request_id,
             index=0,
             token_ids=ids,
-            sampling=replace(request.sampling, min_tokens=min_tokens),
+            sampling=self._sampling(request.sampling, max_tokens),
             max_tokens=max_tokens,
             stop=request.stopping.stop,
             include_stop=request.stopping.include_stop,
             stop_token_ids=ends.stop_token_ids,
             ignore_eos=ends.ignore_eos,
-            json_format=request.json_format,
+            answer_format=request.answer_format,
             rules=rules,
             logprobs=request.logprobs,
             prompt_logprobs=request.echo and request.logprobs is not None,
@@ -103,13 +109,20 @@ class Prompting:
             echo_text=self._echo(prompt, request.keep_special_tokens) if request.echo else None,
         )
 
+    def _sampling(self, sampling: Sampling, max_tokens: int) -> Sampling:
+        """Raises InvalidRequest for a banned token that the model has not."""
+        self._known(sampling.banned_tokens, "banned_tokens")
+        bias = {**sampling.logit_bias, **dict.fromkeys(sampling.banned_tokens, _BAN)}
+        min_tokens = min(sampling.min_tokens, max_tokens)
+        return replace(sampling, logit_bias=bias, banned_tokens=(), min_tokens=min_tokens)
+
     def _closed_if_needed(self, request: GenerationRequest, prompt: Prompt) -> Prompt:
         """Closes an open header that a grammar cannot write, or in which a stop string would end the choice."""
         if not isinstance(prompt, ChatPrompt) or not prompt.header.open:
             return prompt
         template = self.format.template
         header = f"{template.names_marker} {template.names_join}{template.header_end_token}{template.header_end_text}"
-        if request.json_format is None and not any(not s.strip() or s in header for s in request.stopping.stop):
+        if request.answer_format is None and not any(not s.strip() or s in header for s in request.stopping.stop):
             return prompt
         return replace(prompt, header=replace(prompt.header, open=False))
 
@@ -122,19 +135,27 @@ class Prompting:
 
     # ---- token ids ---------------------------------------------------------------------------------------------------
 
-    def _ids(self, prompt: Prompt, context_tokens: int) -> Sequence[int]:
+    def _ids(self, request: GenerationRequest, prompt: Prompt, context_tokens: int) -> Sequence[int]:
         with _bounded(context_tokens, _param(prompt)):
-            if isinstance(prompt, ChatPrompt):
-                ids: Sequence[int] = self.format.render(prompt, context_tokens)
-            elif isinstance(prompt, RawPrompt):
-                ids = self.format.with_bos(self.format.tokens.encode_raw(prompt.text, context_tokens))
-            else:
-                ids = self.format.with_bos(self._known(prompt.token_ids))
+            most = MOST_TEXT_TOKENS if request.cut_prompt else context_tokens
+            ids = self._encoded(prompt, most, add_bos=request.add_bos)
+        if request.cut_prompt:
+            ids = self.format.cut(ids, _room(request.stopping, context_tokens), prompt)
         if not ids:
             raise InvalidRequest("the prompt is empty, and this model has no token to begin with", param=_param(prompt))
         if len(ids) >= context_tokens:
             raise too_long(len(ids), context_tokens, _param(prompt))
         return ids
+
+    def _encoded(self, prompt: Prompt, most: int, *, add_bos: bool) -> Sequence[int]:
+        if isinstance(prompt, ChatPrompt):
+            ids: Sequence[int] = self.format.render(prompt, most)
+            return ids if add_bos or self.format.bos_id is None else ids[1:]
+        if isinstance(prompt, RawPrompt):
+            ids = self.format.tokens.encode_raw(prompt.text, most)
+        else:
+            ids = self._known(prompt.token_ids)
+        return self.format.with_bos(ids) if add_bos else ids
 
     def _known(self, ids: Sequence[int], param: str = "prompt") -> Sequence[int]:
         if ids and not (min(ids) >= 0 and max(ids) < self.format.tokens.vocabulary_size):
@@ -215,6 +236,16 @@ def _max_tokens(request: GenerationRequest, input_tokens: int, context_tokens: i
             raise PromptTooLong(f"{message}: shorten it, or raise the limit", param="max_total_tokens")
         most = min(most, stopping.max_total_tokens - input_tokens)
     return most if stopping.max_tokens is None else min(most, stopping.max_tokens)
+
+
+def _room(stopping: Stopping, context_tokens: int) -> int:
+    """The most tokens that a prompt may have beside its answer."""
+    most = min(context_tokens, stopping.max_total_tokens or context_tokens)
+    answer = min(_RESERVED_TOKENS, most // 2) if stopping.max_tokens is None else stopping.max_tokens
+    if answer >= most:
+        message = f"max_tokens {answer} leaves no room for a prompt: prompt and answer may have {most} tokens together"
+        raise InvalidRequest(message, param="max_tokens")
+    return most - answer
 
 
 def _seeded(sampling: Sampling, choice: int) -> Sampling:

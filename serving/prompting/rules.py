@@ -45,8 +45,8 @@ class RuleBook:
     def resolve(self, request: GenerationRequest, prompt: Prompt, ids: Sequence[int]) -> LogitsRules | None:
         """The rules of one choice behind the prompt `ids`, None if there is nothing to do.
 
-        Raises InvalidRequest for rules that contradict the prompt, the JSON format, or the model's roles; Unsupported
-        where the tokenizer cannot keep them.
+        Raises InvalidRequest for rules that contradict the prompt, the answer's format, or the model's roles;
+        Unsupported where the tokenizer cannot keep them.
         """
         self._check(request)
         rules = request.rules
@@ -64,8 +64,9 @@ class RuleBook:
             "ignore_eos": request.stopping.ignore_eos,
         }
         for field, given in ends.items():
-            if given and request.json_format is not None:
-                raise InvalidRequest(f"{field} cannot be combined with a JSON format: JSON ends by itself", param=field)
+            if given and request.answer_format is not None:
+                message = f"{field} cannot be combined with a JSON format or a grammar: these end by themselves"
+                raise InvalidRequest(message, param=field)
         if rules.allowed_roles is not None and not rules.allowed_roles.issubset(known):
             raise InvalidRequest(f"allowed_roles may hold: {', '.join(known)}", param="allowed_roles")
 
@@ -107,10 +108,10 @@ class RuleBook:
         if allowed is not None and isinstance(last, Message) and last.role not in allowed:
             raise _contradiction(allowed)
         comes_now = isinstance(last, str) or (last is None and bool(tail.turns))
-        if not comes_now and (request.stopping.at_message_end or request.json_format is not None):
+        if not comes_now and (request.stopping.at_message_end or request.answer_format is not None):
             return False
-        if request.json_format is not None:
-            message = "allowed_roles needs a prompt whose last header is complete, where the answer is JSON"
+        if request.answer_format is not None:
+            message = "allowed_roles needs a prompt whose last header is complete, where the answer has a format"
             raise InvalidRequest(message, param="allowed_roles")
         paths = self._paths(allowed, request.rules.names)
         if paths is None and request.rules.allowed_roles is None:

@@ -18,7 +18,7 @@ from typing import Any
 
 import httpx
 
-from serving.core import JsonFormat, LogitsRules, PreparedRequest, Sampling
+from serving.core import Grammar, JsonFormat, LogitsRules, PreparedRequest, Sampling
 from serving.edge.headers import EXPOSED, REQUEST_ID, RETRY_AFTER
 from serving.engine.scripted import Chunk, ScriptedEngine
 from serving.prompting.prepare import Prompting
@@ -103,7 +103,7 @@ def normal(value: Any, prompt_tokens: int) -> Any:  # noqa: ANN401  # JSON in, J
         return value
     told = {key: normal(item, prompt_tokens) for key, item in value.items()}
     for key, item in told.items():
-        if key == "message" and isinstance(item, str):
+        if key in ("message", "msg") and isinstance(item, str):
             told[key] = re.sub(r"in [0-9.]+ s", "in SECONDS", re.sub(r"\d+ microcredits", "P+ microcredits", item))
         elif key == "resetsAt" and item:
             told[key] = "NEXT MONTH"
@@ -130,7 +130,7 @@ def describe(choice: PreparedRequest, prompting: Prompting) -> dict[str, Any]:
     for name, default in _DEFAULTS.items():
         value = getattr(choice, name)
         if name not in _NOT_TOLD and value != default:
-            told[name] = dataclasses.asdict(value) if isinstance(value, JsonFormat) else value
+            told[name] = dataclasses.asdict(value) if isinstance(value, JsonFormat | Grammar) else value
     told["max_tokens"] = _limit(choice)
     if choice.rules is not None:
         told["rules"] = _rules(choice.rules, prompting)

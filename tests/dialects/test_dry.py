@@ -36,6 +36,7 @@ FLAT: dict[str, Any] = {
         read({"multiplier": 0.5}, **{**FLAT, "dry_multiplier": 9}, dry_range=100),
         read({**NESTED, "allowed_length": 3}, **dict.fromkeys(FLAT, 7)),
         read(**{**FLAT, "dry_sequence_breakers": '["\\n", "#"]'}, dry_range=100),
+        read(**{**FLAT, "dry_sequence_breakers": '"\\n", "#"'}, dry_range=100),
         read(**{**FLAT, "dry_sequence_breakers": "\n,#"}, dry_range=100),
         read(**{**FLAT, "dry_sequence_breakers": ["\n", "", "#"]}, dry_range=100),
     ],

@@ -43,13 +43,13 @@ def forced(token_id: int, **fields: Any) -> PreparedRequest:  # noqa: ANN401
 def saying(text: str, **fields: Any) -> PreparedRequest:  # noqa: ANN401
     """A request whose answer is `text` as a JSON string, and then the end."""
     schema = json.dumps({"const": text}, ensure_ascii=False)
-    return replace(ask(max_tokens=400, json_format=JsonFormat(schema)), **fields)
+    return replace(ask(max_tokens=400, answer_format=JsonFormat(schema)), **fields)
 
 
 def scripted_answer(request: PreparedRequest) -> Iterator[Chunk]:
     """What the real engine is forced to say: byte by byte, so that characters are split over tokens."""
-    if request.json_format is not None and request.json_format.schema is not None:
-        text = json.dumps(json.loads(request.json_format.schema)["const"], ensure_ascii=False)
+    if isinstance(request.answer_format, JsonFormat) and request.answer_format.schema is not None:
+        text = json.dumps(json.loads(request.answer_format.schema)["const"], ensure_ascii=False)
         for character in text:
             *head, last = character.encode()
             yield from (("", (10 + byte,)) for byte in head)

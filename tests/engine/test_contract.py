@@ -169,9 +169,9 @@ IMPOSSIBLE: list[tuple[str, PreparedRequest]] = [
     ("stop_token_ids", ask(stop_token_ids=(832,))),
     ("logprobs", ask(logprobs=21)),
     ("logprobs", ask(logprobs=True)),
-    ("response_format", ask(json_format=JsonFormat(""))),
-    ("response_format", ask(json_format=JsonFormat('{"const": "\ud800"}'))),
-    ("response_format", ask(json_format=JsonFormat('"' + "x" * (64 * 1024) + '"'))),
+    ("response_format", ask(answer_format=JsonFormat(""))),
+    ("response_format", ask(answer_format=JsonFormat('{"const": "\ud800"}'))),
+    ("response_format", ask(answer_format=JsonFormat('"' + "x" * (64 * 1024) + '"'))),
 ]
 
 

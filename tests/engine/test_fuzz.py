@@ -202,7 +202,7 @@ def requests(draw: st.DrawFn) -> PreparedRequest:
             sampling[name] = draw(odd_samplings[name])
         else:
             fields[name] = draw(odd_fields[name])
-    return ask(**{"sampling": sampling, "json_format": draw(formats), **fields})
+    return ask(**{"sampling": sampling, "answer_format": draw(formats), **fields})
 
 
 async def end(engine: LocalEngine, request: PreparedRequest) -> str:
@@ -268,7 +268,7 @@ async def test_any_sampling(local_engine: LocalEngine, sampling: dict[str, Any],
 @fuzz(examples=30)
 @given(schema=schemas, others=st.integers(0, 3))
 async def test_any_schema_beside_others(local_engine: LocalEngine, schema: dict[str, Any], others: int) -> None:
-    asked = ask(json_format=JsonFormat(json.dumps(schema)), max_tokens=24)
+    asked = ask(answer_format=JsonFormat(json.dumps(schema)), max_tokens=24)
     await batch(local_engine, [asked, *(ask(sampling={"seed": number}) for number in range(others))])
 
 
@@ -327,7 +327,7 @@ FATAL = [
     ask(max_tokens=True),
     edge(min_tokens=False),
     # The Rust grammar compiler panics: no Exception, so vLLM does not catch it.
-    ask(json_format=JsonFormat('{"type": "array", "x-guidance": {"item_separator": "("}}')),
+    ask(answer_format=JsonFormat('{"type": "array", "x-guidance": {"item_separator": "("}}')),
     # Not serialisable on the way to the engine.
     edge(seed=2**70),
     ask(max_tokens=2**70),
@@ -368,7 +368,7 @@ async def test_requests_at_the_limits_do_not_hold_the_loop(local_engine: LocalEn
             ask(stop=tuple(f"{number:01024}" for number in range(256)), max_tokens=200),
             edge(logit_bias=dict.fromkeys(range(VOCAB_SIZE), 1.0)),
             ask(stop_token_ids=tuple(range(500, VOCAB_SIZE))),
-            ask(json_format=JsonFormat(schema)),
+            ask(answer_format=JsonFormat(schema)),
         ],
     )
     worst.cancel()

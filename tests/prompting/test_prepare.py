@@ -195,7 +195,7 @@ async def test_an_open_header_stays_open(prompting: Prompting) -> None:
     assert prompting.format.read(prepared.token_ids).unfinished == prompting.format.template.header_text("text")
 
 
-@pytest.mark.parametrize("fields", [{"json_format": JsonFormat()}, {"stopping": Stopping(stop=("###", "\n"))}])
+@pytest.mark.parametrize("fields", [{"answer_format": JsonFormat()}, {"stopping": Stopping(stop=("###", "\n"))}])
 async def test_an_open_header_is_closed_where_it_could_not_be_written(prompting: Prompting, fields: Any) -> None:  # noqa: ANN401
     (prepared,) = await prompting.prepare(asked(OPEN, **fields), CONTEXT)
     assert not prepared.open_header
@@ -203,7 +203,7 @@ async def test_an_open_header_is_closed_where_it_could_not_be_written(prompting:
 
 
 async def test_json_ends_by_itself(prompting: Prompting) -> None:
-    request = asked(json_format=JsonFormat(), stopping=Stopping(at_message_end=False))
+    request = asked(answer_format=JsonFormat(), stopping=Stopping(at_message_end=False))
     (prepared,) = await prompting.prepare(request, CONTEXT)
     assert (prepared.ignore_eos, prepared.stop_token_ids[0]) == (False, prompting.format.message_end_id)
 
@@ -217,7 +217,7 @@ async def test_json_ends_by_itself(prompting: Prompting) -> None:
     ],
 )
 async def test_json_and_rules_on_ends_exclude_each_other(prompting: Prompting, fields: Any, param: str) -> None:  # noqa: ANN401
-    error = await refused(prompting, asked(json_format=JsonFormat(), **fields))
+    error = await refused(prompting, asked(answer_format=JsonFormat(), **fields))
     assert (type(error), error.param) == (InvalidRequest, param)
 
 

@@ -234,7 +234,7 @@ async def test_names_too_long_for_a_header_are_refused(prompting: Prompting) -> 
     assert await refused(prompting, chat(CLOSED), rules=long, stopping=ON) == "allowed_roles"
 
 
-JSON = {"json_format": JsonFormat()}
+JSON = {"answer_format": JsonFormat()}
 
 
 async def test_a_grammar_and_the_rules_never_meet_in_a_header(prompting: Prompting) -> None:

@@ -7,6 +7,7 @@ import msgspec
 from serving.dialects.base import Call, Endpoint, Listing, ModelInfo, Standing
 from serving.dialects.lines import encode
 from serving.dialects.openai import billing, wire
+from serving.dialects.openai.preset import ignored
 from serving.dialects.openai.probes import routes as probes
 from serving.dialects.openai.tell import chat_teller, error_body, text_teller
 from serving.dialects.openai.translate import chat_to_core, text_to_core
@@ -55,6 +56,7 @@ class OpenAI:
             (SSE,),
             chat_to_core,
             chat_teller,
+            ignored,
         ),
         Endpoint(
             "completions",
@@ -66,6 +68,7 @@ class OpenAI:
             (SSE,),
             text_to_core,
             text_teller,
+            ignored,
         ),
     )
     listings: tuple[Listing[Any], ...] = (

@@ -21,6 +21,9 @@ from serving.errors import ServingError
 _LEAST_LOGPROB = -9999.0
 """Stands for minus infinity, which JSON lacks. Source: the value OpenAI's API reports for very unlikely tokens."""
 
+_NAMES = {"max_total_tokens": "truncation_length", "banned_tokens": "custom_token_bans"}
+"""What fields of core are called here."""
+
 _ERROR_TYPES = {
     401: "authentication_error",
     402: "insufficient_quota",
@@ -31,9 +34,13 @@ _ERROR_TYPES = {
 
 def error_body(error: ServingError) -> bytes:
     """The error envelope."""
-    param = "model" if error.param == "allowed_roles" else error.param  # here a model's suffix says it
+    param, message = error.param, error.message
+    if param == "allowed_roles":
+        param = "model"  # here a model's suffix says it
+    elif param in _NAMES:
+        param, message = _NAMES[param], message.replace(param, _NAMES[param])
     kind = "server_error" if error.status >= 500 else _ERROR_TYPES.get(error.status, "invalid_request_error")
-    return encode(wire.ErrorEnvelope(wire.ErrorBody(error.message, kind, param, error.code)))
+    return encode(wire.ErrorEnvelope(wire.ErrorBody(message, kind, param, error.code)))
 
 
 def system_fingerprint(model: str) -> str:

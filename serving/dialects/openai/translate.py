@@ -1,14 +1,17 @@
 """OpenAI's requests -> core. The other direction is `tell.py`.
 
-Source of the additions (names, role config, model suffixes, samplers): DreamGen's API page. An answer to a chat ends
-with its message; a text completion does too, unless `ignore_eos` lets it run on through further messages.
+Source of the additions: DreamGen's API page (names, role config, model suffixes, samplers), and text-generation-webui's
+for those of `preset.py`. An answer to a chat ends with its message; a text completion does too, unless `ignore_eos`
+lets it run on through further messages.
 """
 
 import msgspec
 
 from serving.core import (
+    AnswerFormat,
     ChatPrompt,
     GenerationRequest,
+    Grammar,
     JsonFormat,
     Message,
     Prompt,
@@ -22,7 +25,7 @@ from serving.dialects import fields
 from serving.dialects.base import Context
 from serving.dialects.dry import read_dry
 from serving.dialects.openai import wire
-from serving.errors import InvalidRequest
+from serving.errors import InvalidRequest, Unsupported
 from serving.prompting.roles import RoleConfig, generated_headers, resolve, to_message
 
 
@@ -42,15 +45,17 @@ def chat_to_core(request: wire.ChatCompletionRequest, context: Context) -> Gener
         sampling=_sampling(request),
         stopping=_stopping(request, max_tokens, at_message_end=True),
         rules=_rules(request),
-        json_format=_json_format(request.response_format),
+        answer_format=_answer_format(request, context),
         logprobs=(request.top_logprobs or 0) if request.logprobs else None,
+        keep_special_tokens=request.skip_special_tokens is False,
+        **_prompt_options(request),
     )
 
 
 def text_to_core(request: wire.CompletionRequest, context: Context) -> GenerationRequest:
     """Prompts in the model's own format. Here a model suffix only restricts the roles that may be generated."""
     model, suffix = context.catalog.resolve(request.model)
-    runs_on = bool(request.ignore_eos)
+    runs_on = _ignore_eos(request)
     prompts = _prompts(request.prompt)
     choices = len(prompts) * (request.n or 1)
     if choices > fields.MAX_PROMPTS:
@@ -66,11 +71,12 @@ def text_to_core(request: wire.CompletionRequest, context: Context) -> Generatio
         sampling=_sampling(request),
         stopping=_stopping(request, request.max_tokens, at_message_end=not runs_on),
         rules=_rules(request, *generated_headers(_role_config(request), suffix)),
-        json_format=_json_format(request.response_format),
+        answer_format=_answer_format(request, context),
         logprobs=request.logprobs,
         echo=bool(request.echo),
         # Text that runs on through messages is unreadable without their ends and headers.
         keep_special_tokens=runs_on if request.skip_special_tokens is None else not request.skip_special_tokens,
+        **_prompt_options(request),
     )
 
 
@@ -112,28 +118,51 @@ def _content(message: wire.ChatMessage, where: str) -> str:
 def _sampling(request: wire.CommonRequest) -> Sampling:
     return Sampling(
         **fields.given(
-            temperature=request.temperature,
+            temperature=0.0 if request.do_sample is False else request.temperature,
             top_p=request.top_p,
             top_k=None if request.top_k is None else max(request.top_k, 0),
             min_p=request.min_p,
             presence_penalty=request.presence_penalty,
             frequency_penalty=request.frequency_penalty,
             repetition_penalty=request.repetition_penalty,
-            seed=request.seed,
+            seed=None if request.seed == -1 else request.seed,
             logit_bias=request.logit_bias,
-            min_tokens=request.min_tokens,
+            min_tokens=request.min_length if request.min_tokens is None else request.min_tokens,
+            banned_tokens=_banned(request),
         )
     )
+
+
+def _banned(request: wire.CommonRequest) -> tuple[int, ...]:
+    """Token ids that may not be written: a list, or a text with commas."""
+    banned = request.custom_token_bans or []
+    if not isinstance(banned, str):
+        return tuple(banned)
+    try:
+        ids = [int(part) for part in banned.split(",") if part.strip()]
+        return tuple(msgspec.convert(ids, fields.BannedTokens))
+    except (ValueError, msgspec.ValidationError):
+        message = "custom_token_bans must be up to 1024 token ids with commas between them."
+        raise InvalidRequest(message, param="custom_token_bans") from None
 
 
 def _stopping(request: wire.CommonRequest, max_tokens: int | None, *, at_message_end: bool) -> Stopping:
     stop = [request.stop] if isinstance(request.stop, str) else request.stop or []
     return Stopping(
-        max_tokens=max_tokens,
+        max_tokens=None if request.auto_max_new_tokens else max_tokens,
+        max_total_tokens=request.truncation_length or None,
         stop=tuple(text for text in stop if text),
         at_message_end=at_message_end,
-        ignore_eos=bool(request.ignore_eos),
+        ignore_eos=_ignore_eos(request),
     )
+
+
+def _ignore_eos(request: wire.CommonRequest) -> bool:
+    return bool(request.ban_eos_token if request.ignore_eos is None else request.ignore_eos)
+
+
+def _prompt_options(request: wire.CommonRequest) -> dict[str, bool]:
+    return {"add_bos": request.add_bos_token is not False, "cut_prompt": bool(request.truncation_length)}
 
 
 def _rules(
@@ -149,6 +178,21 @@ def _rules(
 
 def _role_config(request: wire.CommonRequest) -> object:
     return None if request.role_config is None else msgspec.to_builtins(request.role_config)
+
+
+def _answer_format(request: wire.CommonRequest, context: Context) -> AnswerFormat | None:
+    wanted = _json_format(request.response_format)
+    if not request.grammar_string:
+        return wanted
+    if not context.grammars:
+        message = "This server takes no grammars. Its operator can allow them, with the setting `grammars`."
+        raise Unsupported(message, param="grammar_string")
+    if wanted is not None:
+        raise InvalidRequest("grammar_string cannot be combined with response_format.", param="grammar_string")
+    if len(request.grammar_string.encode("utf-8", "surrogatepass")) > fields.MAX_SCHEMA_BYTES:
+        message = f"grammar_string is larger than {fields.MAX_SCHEMA_BYTES} bytes."
+        raise InvalidRequest(message, param="grammar_string")
+    return Grammar(request.grammar_string)
 
 
 def _json_format(wanted: wire.ResponseFormat | None) -> JsonFormat | None:

@@ -1,7 +1,7 @@
 """What OpenAI clients send and expect: requests with their bounds, and the shapes of answers.
 
-Fields that are not declared here are ignored, whatever they hold (`tools`, `functions`, `best_of`, `suffix`, a
-client's whole sampler preset). `null` is the same as absent, since client libraries send it.
+Fields that are not declared here are ignored, whatever they hold. Those of text-generation-webui's presets are declared
+in `preset.py`. `null` is the same as absent, since client libraries send it.
 """
 
 import datetime
@@ -11,7 +11,8 @@ import msgspec
 from msgspec import Meta
 
 from serving.dialects import fields
-from serving.dialects.dry import DryWire, FlatDryWire
+from serving.dialects.dry import DryWire
+from serving.dialects.openai.preset import PresetFields
 
 
 class ContentPart(msgspec.Struct, kw_only=True):
@@ -48,7 +49,7 @@ class ResponseFormat(msgspec.Struct, kw_only=True):
     json_schema: Annotated[JsonSchemaWire | None, Meta(description="Needed for `json_schema`.")] = None
 
 
-class CommonRequest(FlatDryWire, kw_only=True):
+class CommonRequest(PresetFields, kw_only=True):
     """What chat and text completions have in common."""
 
     model: Annotated[
@@ -114,9 +115,6 @@ class CompletionRequest(CommonRequest, kw_only=True):
     ]
     logprobs: fields.TopLogprobs | None = None
     echo: Annotated[bool | None, Meta(description="The prompt stands before the answer.")] = None
-    skip_special_tokens: Annotated[
-        bool | None, Meta(description="Leave special tokens out of the text; true unless `ignore_eos`.")
-    ] = None
 
 
 # ---- answers ---------------------------------------------------------------------------------------------------------

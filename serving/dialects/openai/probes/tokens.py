@@ -24,7 +24,7 @@ async def tokenize(request: wire.Tokenize, standing: Standing) -> bytes:
         )
     info, _ = standing.catalog.resolve(request.model)
     spelled = await prompting.spell(ids) if request.return_token_strs else None
-    return encode(wire.Tokenized(len(ids), standing.pipeline.context_tokens(info.id), ids, spelled))
+    return encode(wire.Tokenized(len(ids), standing.backend.pipeline.context_tokens(info.id), ids, spelled))
 
 
 async def detokenize(request: wire.Detokenize, standing: Standing) -> bytes:

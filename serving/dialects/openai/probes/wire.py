@@ -116,3 +116,46 @@ class Decoded(msgspec.Struct):
 
 class TokenCount(msgspec.Struct):
     length: int
+
+
+class NoBody(msgspec.Struct):
+    """A body that is not looked at."""
+
+
+class Health(msgspec.Struct):
+    status: Literal["ok"] = "ok"
+
+
+class InternalModel(msgspec.Struct):
+    """`model_name` is `None`, in words, when no model is served."""
+
+    model_name: str
+    lora_names: list[str]
+    loader: str
+
+
+class InternalModels(msgspec.Struct):
+    model_names: list[str]
+
+
+class LoadSettings(msgspec.Struct, kw_only=True):
+    replaces: Annotated[
+        str | None,
+        Meta(description="The model whose place is taken: by default of itself, else of the default model."),
+    ] = None
+    template: Annotated[
+        str | None, Meta(description="Of a folder: its prompt template, else that of the model it replaces.")
+    ] = None
+
+
+class LoadModel(msgspec.Struct, kw_only=True):
+    model_name: Annotated[str, Meta(description="A configured model, or a folder in `models_dir`.")]
+    args: Annotated[
+        dict[str, str | int | float | bool] | None,
+        Meta(description="Engine arguments that differ from the configured."),
+    ] = None
+    settings: Annotated[LoadSettings | None, Meta(description="`replaces` and `template`; the rest is ignored.")] = None
+
+
+class UnloadModel(msgspec.Struct, kw_only=True):
+    model_name: Annotated[str | None, Meta(description="A model that is served; the default one if missing.")] = None
