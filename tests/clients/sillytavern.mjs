@@ -1,12 +1,12 @@
-// Drives SillyTavern's page as its user does, and prints what was seen as JSON. Not a test: test_sillytavern_page.py is.
+// Drives SillyTavern's page as its user does, and prints what was seen as JSON. The tests are test_sillytavern*.py.
 //
-//   node sillytavern.mjs '{"tavern": URL, "key": KEY, "user": NAME, "character": NAME, "card": FILE,
-//                          "turns": [{"server": URL, "preset": FILE, "say": TEXT, "screenshot": FILE or null}, ...]}'
+//   node sillytavern.mjs '{"tavern": URL, "key": KEY, "user": NAME, "character": NAME, "card": FILE, "types": [TYPE, ...],
+//                          "turns": [{"server": URL, "preset": FILE or NAME, "say": TEXT}, ...], "pictures": FOLDER}'
 
 import { chromium } from "playwright-core";
 
 const asked = JSON.parse(process.argv[2]);
-const WAIT_MS = 40_000;
+const WAIT_MS = 120_000;
 
 const browser = await chromium.launch({
   executablePath: "/usr/bin/chromium",
@@ -22,18 +22,19 @@ const browser = await chromium.launch({
   ],
 });
 try {
-  const page = await browser.newPage({ viewport: { width: 1100, height: 760 } });
+  const page = await browser.newPage({ viewport: { width: 900, height: 560 } });
   page.setDefaultTimeout(WAIT_MS);
   await arrive(page);
   await loadCharacter(page);
   const turns = [];
-  for (const turn of asked.turns) {
-    const status = await connect(page, turn.server);
-    await importPreset(page, turn.preset);
-    turns.push({ status, ...(await chat(page, turn.say)) });
-    if (turn.screenshot) await picture(page, turn.screenshot);
+  for (const [number, { server, preset, say }] of asked.turns.entries()) {
+    const status = await connect(page, server, `connection-${number}.png`);
+    await choosePreset(page, preset);
+    turns.push({ status, ...(await chat(page, say)) });
+    await picture(page, `chat-${number}.png`);
   }
-  process.stdout.write(JSON.stringify({ turns, error: await errorShown(page) }));
+  const bodies = await page.evaluate(bodiesOf, asked.types);
+  process.stdout.write(JSON.stringify({ turns, bodies, error: await errorShown(page) }));
 } finally {
   await browser.close();
 }
@@ -56,7 +57,7 @@ async function loadCharacter(page) {
 }
 
 /** What the page says of the connection once there is one. */
-async function connect(page, server) {
+async function connect(page, server, pictured) {
   await page.click("#sys-settings-button .drawer-toggle");
   await page.selectOption("#main_api", "textgenerationwebui");
   await page.selectOption("#textgen_type", "ooba");
@@ -67,22 +68,27 @@ async function connect(page, server) {
   await answer;
   await page.waitForSelector("#textgenerationwebui_api .online_status_indicator.success");
   const status = await page.textContent("#textgenerationwebui_api .online_status_text");
+  await picture(page, pictured);
   await page.click("#sys-settings-button .drawer-toggle");
   return status.trim();
 }
 
-/** All sections of a file: they are selected by that. */
-async function importPreset(page, file) {
+/** All sections of a file, which selects them; or what SillyTavern ships under a name. */
+async function choosePreset(page, preset) {
   await page.click("#advanced-formatting-button .drawer-toggle");
-  await page.setInputFiles("#af_master_import_file", file);
-  await page.click("dialog[open] .popup-button-ok");
-  await page.waitForSelector("dialog[open]", { state: "detached" });
+  if (preset.endsWith(".json")) {
+    await page.setInputFiles("#af_master_import_file", preset);
+    await page.click("dialog[open] .popup-button-ok");
+    await page.waitForSelector("dialog[open]", { state: "detached" });
+  } else {
+    for (const list of ["#context_presets", "#instruct_presets"]) await page.selectOption(list, { label: preset });
+  }
   for (const name of ["instruct_enabled", "sysprompt_enabled"])
     if (!(await page.isChecked(`#${name}`))) await page.click(`label[for=${name}]`);
   await page.click("#advanced-formatting-button .drawer-toggle");
 }
 
-/** One turn: what the page sent, and the answer as it grew. */
+/** One turn: what the page sent, the answer as it was seen to grow, and as it is kept. */
 async function chat(page, text) {
   await page.evaluate(() => {
     const grown = (window.grown = []);
@@ -95,7 +101,8 @@ async function chat(page, text) {
   });
   const sent = await send(page, text);
   await page.waitForFunction(() => !document.body.dataset.generating);
-  return { sent, grown: await page.evaluate(() => window.grown) };
+  const answer = await page.evaluate(() => SillyTavern.getContext().chat.at(-1).mes);
+  return { sent, grown: await page.evaluate(() => window.grown), answer };
 }
 
 async function send(page, text) {
@@ -105,9 +112,25 @@ async function send(page, text) {
   return (await request).postDataJSON();
 }
 
-async function picture(page, file) {
+async function picture(page, name) {
   await page.waitForSelector(".toast", { state: "detached" });
-  await page.screenshot({ path: file });
+  await page.screenshot({ path: `${asked.pictures}/${name}` });
+}
+
+/** What the page would send with its present settings, were it connected as each of the types. Runs in the page. */
+async function bodiesOf(types) {
+  const { textgenerationwebui_settings: settings, getTextGenGenerationData } = await import(
+    "/scripts/textgen-settings.js"
+  );
+  const bodies = {};
+  const { type: connected, custom_model: model } = settings;
+  for (const type of types) {
+    settings.type = type;
+    settings[`${type}_model`] = model;
+    bodies[type] = await getTextGenGenerationData("", 40, false, false, null, "normal");
+  }
+  settings.type = connected;
+  return JSON.parse(JSON.stringify(bodies)); // without what is undefined, as it is sent
 }
 
 /** What the page says when the model that it asks for is not there. */
