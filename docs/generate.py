@@ -75,15 +75,28 @@ def endpoints(dialect: Dialect) -> str:
     return where + table(("Address", "What it does", "Answers"), rows())
 
 
-def request_fields(wire: type[msgspec.Struct]) -> str:
-    return table(("Field", "Type", "Default", "Meaning"), _rows(inspect.type_info(wire), ""))
+def request_fields(dialect: Dialect, wire: type[msgspec.Struct]) -> str:
+    """The fields of a request, but for those of another one that it extends."""
+    told_already = inherited(dialect, wire)
+    rows = _rows(inspect.type_info(wire), "")
+    return table(
+        ("Field", "Type", "Default", "Meaning"),
+        (row for row in rows if row[0].strip("`").split(".")[0].removesuffix("[]") not in told_already),
+    )
+
+
+def inherited(dialect: Dialect, wire: type[msgspec.Struct]) -> set[str]:
+    """Names of the fields that a request has from that of another endpoint."""
+    others = (endpoint.wire for endpoint in dialect.endpoints if endpoint.wire in wire.__mro__[1:])
+    return {field.encode_name for other in others for field in msgspec.structs.fields(other)}
 
 
 def call_fields(dialect: Dialect) -> str:
     """What may be sent to the endpoints that answer a body without a generation; not what is inside of a field."""
     addresses: dict[type[msgspec.Struct], list[str]] = {}
+    generating = {endpoint.wire for endpoint in dialect.endpoints}
     for call in dialect.calls:
-        if call.prefixes is None:  # those elsewhere take the same
+        if call.prefixes is None and call.wire not in generating:  # those elsewhere take the same
             addresses.setdefault(call.wire, []).append(call.path)
 
     def rows() -> Iterator[list[str]]:
@@ -280,12 +293,16 @@ def tables() -> dict[str, str]:
     told = {"settings": settings(), "models": models(), "metrics": metrics(), "errors": errors()}
     told["unused options"] = unused_options()
     told |= {"admin routes": admin_routes(), "admin fields": admin_fields()}
+    seen: set[object] = set()
     for dialect in DIALECTS:
         told[f"{dialect.name} endpoints"] = endpoints(dialect)
-        if dialect.calls:
+        if not seen.issuperset(call.wire for call in dialect.calls):
             told[f"{dialect.name} calls"] = call_fields(dialect)
         for endpoint in dialect.endpoints:
-            told[f"{dialect.name} {endpoint.name}"] = request_fields(endpoint.wire)
+            if endpoint.wire not in seen:
+                told[f"{dialect.name} {endpoint.name}"] = request_fields(dialect, endpoint.wire)
+        seen.update(endpoint.wire for endpoint in dialect.endpoints)
+        seen.update(call.wire for call in dialect.calls)
     return told
 
 

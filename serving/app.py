@@ -28,8 +28,10 @@ from serving.core import Plan
 from serving.dialects.base import Call, Dialect, Endpoint, Listing, ModelInfo
 from serving.dialects.dreamgen.translate import DreamGen
 from serving.dialects.http import Exchange, Http, call_response, listing_response
+from serving.dialects.library import Library
 from serving.dialects.livepeer.translate import Livepeer
 from serving.dialects.openai.dialect import OpenAI
+from serving.dialects.openai.textgen import TextGen
 from serving.edge.headers import EXPOSED, error_headers
 from serving.engine.base import Engine
 from serving.engine.registry import EngineRegistry, Loader, State, local
@@ -42,7 +44,7 @@ from serving.prompting.prepare import Prompting
 from serving.settings import ModelSettings, Settings, SettingsError
 from serving.stock import Stock, Ways
 
-DIALECTS: tuple[Dialect, ...] = (DreamGen(), OpenAI(), Livepeer())
+DIALECTS: tuple[Dialect, ...] = (DreamGen(), OpenAI(), TextGen(), Livepeer())
 
 
 @dataclass(frozen=True)
@@ -96,6 +98,7 @@ def build(
         max_body_bytes=settings.max_body_bytes,
         keep_alive_s=settings.keep_alive_s,
         write_timeout_s=settings.write_timeout_s,
+        library=Library(settings.library_dir),
         grammars=settings.grammars,
     )
     app = FastAPI(title="story-serving", version=__version__, lifespan=lifespan_of(engines, backing))

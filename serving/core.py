@@ -8,56 +8,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
-Role: TypeAlias = str
-"""`system`, `user` (an instruction out of character), `assistant` or `text` (prose): data, not an enumeration."""
+from serving.core_prompts import ChatPrompt, Header, Message, Prompt, RawPrompt, Role, TemplatePrompt, TokenPrompt
+
+__all__ = ["ChatPrompt", "Header", "Message", "Prompt", "RawPrompt", "Role", "TemplatePrompt", "TokenPrompt"]
+"""Those of a prompt, which are found here, too."""
 
 FinishReason: TypeAlias = Literal["stop", "length"]
 
 
 # ---- what is asked ---------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class Message:
-    """One turn and who speaks. `names` without entries on a `text` turn is the narrator."""
-
-    role: Role
-    content: str
-    names: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class Header:
-    """The header of the turn to generate. `open`: the model itself chooses the names that follow the role."""
-
-    role: Role
-    names: tuple[str, ...] = ()
-    open: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class ChatPrompt:
-    """Turns to render with the model's template. Contents are data: a special token spelled in them is plain text."""
-
-    messages: tuple[Message, ...]
-    header: Header
-
-
-@dataclass(frozen=True, slots=True)
-class RawPrompt:
-    """Text already in the model's format: special tokens spelled in it are special tokens."""
-
-    text: str
-
-
-@dataclass(frozen=True, slots=True)
-class TokenPrompt:
-    """Token ids, taken as they are (a missing BOS is still added)."""
-
-    token_ids: tuple[int, ...]
-
-
-Prompt: TypeAlias = ChatPrompt | RawPrompt | TokenPrompt
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,6 +91,9 @@ class Grammar:
 
 AnswerFormat: TypeAlias = JsonFormat | Grammar
 
+Distribution: TypeAlias = Literal["raw", "sampled"]
+"""That of a token: of the model itself, or what the samplers leave of it."""
+
 
 @dataclass(frozen=True, slots=True)
 class GenerationRequest:
@@ -141,11 +103,12 @@ class GenerationRequest:
     `keep_special_tokens` leaves message ends and headers in the text, as the native protocol shows them.
     `add_bos` False puts no BOS before a prompt that lacks it. `cut_prompt`: a prompt that leaves less room than
     `max_tokens` within `max_total_tokens` and the context loses its beginning; else it is an error.
+    `distribution`: not an answer is wanted, but the likeliest `logprobs` of all tokens that may come next.
     """
 
     request_id: str
     model: str
-    prompts: tuple[Prompt, ...]
+    prompts: tuple[Prompt | TemplatePrompt, ...]
     n: int = 1
     sampling: Sampling = Sampling()
     stopping: Stopping = Stopping()
@@ -156,6 +119,7 @@ class GenerationRequest:
     keep_special_tokens: bool = False
     add_bos: bool = True
     cut_prompt: bool = False
+    distribution: Distribution | None = None
 
 
 # ---- what is prepared ------------------------------------------------------------------------------------------------
@@ -212,7 +176,8 @@ class PreparedRequest:
     `index` numbers the choice within its request; `first_of_prompt` marks the choice that pays for the prompt.
     `sampling` has no banned tokens any more: they are biases. `stop_token_ids` end the choice and are not part of its
     text. `ignore_eos`: the engine's own EOS list is not used.
-    `max_tokens` 0 asks for the prompt alone (echo). `prompt_logprobs` asks for those of the prompt's tokens.
+    `max_tokens` 0 asks for the prompt alone (echo). `prompt_logprobs` asks for those of the prompt's tokens. With a
+    `distribution` the one token's alternatives are of that one, spelled as the vocabulary does.
     The rest is read behind the engine: `open_header` (the model writes the rest of its own header first),
     `keep_special_tokens`, and `echo_text`, told before the first token.
     """
@@ -230,6 +195,7 @@ class PreparedRequest:
     rules: LogitsRules | None = None
     logprobs: int | None = None
     prompt_logprobs: bool = False
+    distribution: Distribution | None = None
     first_of_prompt: bool = True
     open_header: bool = False
     keep_special_tokens: bool = False

@@ -17,7 +17,7 @@ class Description:
     """What FastAPI cannot know: bodies, answers and errors of endpoints whose models are not pydantic's."""
 
     def __init__(self, dialects: Iterable[Dialect]) -> None:
-        models: list[type[msgspec.Struct | str]] = []
+        models: list[type[Any]] = []
         for dialect in dialects:
             models.append(dialect.error_schema)
             asked: tuple[Endpoint[Any] | Call[Any], ...] = (*dialect.endpoints, *dialect.calls)

@@ -30,6 +30,7 @@ from serving.core import (
     Price,
     Receipt,
     Started,
+    TemplatePrompt,
     Usage,
 )
 from serving.engine.base import Engine
@@ -278,7 +279,8 @@ def within_context(plan: Plan, request: GenerationRequest, prepared: list[Prepar
     longest = max(len(choice.token_ids) for choice in prepared)
     if longest >= limit:
         message = f"the prompt has {longest} tokens, and the context of this plan is {limit}: shorten it"
-        raise PromptTooLong(message, param="messages" if isinstance(request.prompts[0], ChatPrompt) else "prompt")
+        chat = isinstance(request.prompts[0], ChatPrompt | TemplatePrompt)
+        raise PromptTooLong(message, param="messages" if chat else "prompt")
     return [_cut(choice, limit - len(choice.token_ids)) for choice in prepared]
 
 

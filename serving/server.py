@@ -72,9 +72,11 @@ def serve(settings: Settings, loaders: Mapping[str, Loader] | None = None) -> in
 def _become_an_engine(port: int, prctl: Callable[[int, int], int]) -> None:
     """In a process forked from the server: die with it, however it dies, and hold none of its connections open.
 
-    vLLM's engine core does not notice that its parent is gone, and would keep the port taken.
+    vLLM's engine core does not notice that its parent is gone, and would keep the port taken. Signals to it would wake
+    the server's loop, which would take the SIGTERM that ends an engine for its own.
     """
     prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    signal.set_wakeup_fd(-1)
     for name in os.listdir("/proc/self/fd"):
         try:
             inherited = socket.socket(fileno=int(name))

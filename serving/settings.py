@@ -88,6 +88,13 @@ class Settings:
     )
     max_body_bytes: int = field(default=4 * 1024 * 1024, metadata={"doc": "Largest request body."})
     max_running_choices: int = field(default=1024, metadata={"doc": "Choices generated at once before 503."})
+    library_dir: Path | None = field(
+        default=None,
+        metadata={
+            "doc": "Folder with `characters`, `instruction-templates` and `presets`, as text-generation-webui's "
+            "`user_data`."
+        },
+    )
     grammars: bool = field(
         default=False,
         metadata={

@@ -23,6 +23,7 @@ from serving.prompting.prepare import Prompting
 from serving.settings import DEMO_MODEL_DIR, ModelSettings, Settings
 
 LLAMA3 = Path(__file__).parent / "fixtures/llama3-tiny"
+LIBRARY = Path(__file__).parent / "fixtures/library"
 PLANS = Path(__file__).parent / "fixtures/plans.toml"
 KEY = "sk-story-of-the-tests"
 PRICE = Price(input_per_1k=1000, cached_per_1k=500, output_per_1k=2000)
@@ -134,7 +135,9 @@ def settings(data_dir: Path, **values: Any) -> Settings:  # noqa: ANN401  # its 
         ModelSettings(SM, str(DEMO_MODEL_DIR), "chatml-text", price=PRICE),
         ModelSettings(XL, str(LLAMA3), "llama3-writer", price=PRICE),
     )
-    return Settings(**{"data_dir": data_dir, "api_key": KEY, "models": models, "plans": PLANS, **values})
+    return Settings(
+        **{"data_dir": data_dir, "api_key": KEY, "models": models, "plans": PLANS, "library_dir": LIBRARY, **values}
+    )
 
 
 def client_of(service: Service) -> httpx.AsyncClient:

@@ -42,6 +42,7 @@ def test_a_whole_file(tmp_path: Path) -> None:
         replace_beside = false
         max_body_bytes = 10
         max_running_choices = 2
+        library_dir = "/srv/user_data"
         grammars = true
         keep_alive_s = 5
         write_timeout_s = 1.5

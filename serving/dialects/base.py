@@ -25,6 +25,7 @@ from serving.core import (
     TokenLogprob,
     Usage,
 )
+from serving.dialects.library import Library
 from serving.errors import ServingError, Unauthenticated, UnknownModel
 from serving.ledger.base import STOP, Account, Books, DayUsage, Key, account_tag
 from serving.pipeline import Pipeline
@@ -77,6 +78,7 @@ class Context:
     request_id: str
     now: int
     catalog: Catalog
+    library: Library
     grammars: bool = False
 
 
@@ -125,11 +127,12 @@ class Standing:
     catalog: Catalog
     backend: Backend
     models: Models
+    library: Library
     now: datetime
 
     @classmethod
-    def of(cls, caller: Caller, backend: Backend, models: Models) -> "Standing":
-        return cls(caller, Catalog.of(models.infos, caller), backend, models, datetime.now(UTC))
+    def of(cls, caller: Caller, backend: Backend, models: Models, library: Library) -> "Standing":
+        return cls(caller, Catalog.of(models.infos, caller), backend, models, library, datetime.now(UTC))
 
     def prompting(self, model: str | None) -> Prompting:
         """How the model that `model` means (see `Catalog.resolve`) reads and writes texts. Raises UnknownModel."""
@@ -234,20 +237,22 @@ Access: TypeAlias = Literal["key", "admin", "either"]
 class Endpoint(Generic[W]):
     """One generating endpoint: what is sent, what it means, how its answer is told. `name` labels it in metrics.
 
-    `answer` is the schema of a whole answer, whose media types are listed, and those of streams. `ignored` names the
-    fields of a request that ask for something and change nothing: the caller is told in a header.
+    `answer` is the schema of a whole answer, whose media types are listed, and those of streams, if it has any.
+    `ignored` names the fields of a request that ask for something and change nothing: the caller is told in a header.
+    `look_up` gives the request with what the files say that it names.
     """
 
     name: str
     path: str
     summary: str
     wire: type[W]
-    answer: type[msgspec.Struct]
+    answer: type[Any]
     whole_media_types: tuple[str, ...]
     stream_media_types: tuple[str, ...]
     to_core: Callable[[W, Context], GenerationRequest]
     teller: Callable[[W, GenerationRequest, Context], Teller]
     ignored: Callable[[W], Sequence[str]] = lambda request: ()
+    look_up: Callable[[W, Context], Awaitable[W]] | None = None
 
 
 @dataclass(frozen=True)
@@ -276,7 +281,7 @@ class Call(Generic[W]):
     path: str
     summary: str
     wire: type[W]
-    answer: type[msgspec.Struct | str]
+    answer: type[Any]
     tell: Callable[[W, Standing], Awaitable[bytes]]
     prefixes: tuple[str, ...] | None = None
     methods: tuple[str, ...] = ("POST",)

@@ -31,6 +31,8 @@ StopStrings = Annotated[list[StopString], Meta(max_length=256)]
 Name = Annotated[str, Meta(max_length=1024)]
 ModelName = Annotated[str, Meta(max_length=8192)]
 """Long enough for an escaped role config; bounded, since escapes are taken out in Python."""
+FileName = Annotated[str, Meta(max_length=256)]
+TemplateText = Annotated[str, Meta(max_length=65_536)]
 RoleNames = Annotated[list[Annotated[str, Meta(max_length=64)]], Meta(max_length=16)]
 
 MAX_MESSAGES = 4096

@@ -37,6 +37,7 @@ from serving.dialects.base import (
     Standing,
     Teller,
 )
+from serving.dialects.library import Library
 from serving.edge.admin_key import is_admin
 from serving.edge.body import ClientGone, decode, decode_query, read_body
 from serving.edge.headers import IGNORED, REQUEST_ID, error_headers, granted_headers
@@ -63,6 +64,7 @@ class Http:
     max_body_bytes: int
     keep_alive_s: float
     write_timeout_s: float
+    library: Library = field(default=Library())
     grammars: bool = False
 
     async def authenticate(self, request: Request) -> tuple[Backend, Caller]:
@@ -74,14 +76,12 @@ class Http:
         """Who asks, with a key that has `access`. Raises Forbidden, and as `authenticate` does."""
         backend = self.backend()
         if access != "key" and is_admin(authorization(request), self.admin_key):
-            return Standing.of(OPERATOR, backend, self.models)
+            return Standing.of(OPERATOR, backend, self.models, self.library)
         _, caller = await self.authenticate(request)
         if access == "admin":
-            why = (
-                "the admin key alone may do this" if self.admin_key else "this server has no admin key, which it takes"
-            )
+            why = "the admin key alone may" if self.admin_key else "this server has no admin key, which it takes"
             raise Forbidden(f"This key may not do this: {why}.")
-        return Standing.of(caller, backend, self.models)
+        return Standing.of(caller, backend, self.models, self.library)
 
 
 def authorization(request: Request) -> str | None:
@@ -247,8 +247,11 @@ class Exchange(Response):
         revoked: asyncio.Future[ServingError],
     ) -> None:
         """Wire model to answer, sent as it comes or whole."""
-        catalog = Catalog.of(self._http.models.infos, caller)
-        context = Context(self._id, int(time.time()), catalog, self._http.grammars)
+        http = self._http
+        catalog = Catalog.of(http.models.infos, caller)
+        context = Context(self._id, int(time.time()), catalog, http.library, http.grammars)
+        if self._endpoint.look_up is not None:
+            request = await self._endpoint.look_up(request, context)
         core_request = self._endpoint.to_core(request, context)
         self._model = core_request.model
         if ignored := self._endpoint.ignored(request):

@@ -29,6 +29,8 @@ def engine_arguments(model: str, revision: str | None, engine: Mapping[str, Any]
             raise ValueError(f"engine.{key} is not an engine argument of this vLLM.{hint}")
     defaults: dict[str, Any] = {
         "enable_log_requests": False,
+        # All of them, for the distribution of a next token; those of an answer's tokens have a lower bound of ours.
+        "max_logprobs": -1,
         "shutdown_timeout": SHUTDOWN_TIMEOUT_S,
         # One backend for every request: with `auto` the first request with a schema decides for all later ones. No free
         # white space: a small model can fill the whole answer with it.

@@ -7,6 +7,7 @@ One prepared choice in, one stream of events out. What the port promises, and ev
 - `Finished.usage.completion_tokens` is the number of token ids that the `Delta`s carried.
 - Closing the generator, at any moment, aborts the choice in the engine.
 - A dead engine fails what is in flight with `EngineFailed`, and everything after; it never hangs.
+- A request for a distribution has one `Delta` with one token, whose alternatives are the likeliest of the vocabulary.
 - Special tokens stand in the text as they are spelled. The text of a stop token is left out, that of a matched stop
   string too unless `include_stop`; their token ids are counted.
 """

@@ -19,11 +19,14 @@ MAX_STOP_CHARS = 1024
 MAX_STOP_TOKEN_IDS = 1024
 MAX_LOGIT_BIAS = 4096
 MAX_SCHEMA_BYTES = 64 * 1024
+MOST_LOGPROBS = 20
+"""Alternatives to each token: vLLM decodes all of them on our own loop."""
 
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """What a request is measured against. `vocab_size` and `context_tokens` count tokens."""
+    """What a request is measured against. `vocab_size` and `context_tokens` count tokens; `max_logprobs` is for each
+    token of an answer, a distribution alone may have more."""
 
     vocab_size: int
     context_tokens: int
@@ -109,7 +112,8 @@ def check(request: PreparedRequest, model: Model) -> None:
     _integer("min_tokens", request.sampling.min_tokens, 0, request.max_tokens)
     _check_stopping(request, model.vocab_size)
     if request.logprobs is not None:
-        _integer("logprobs", request.logprobs, 0, model.max_logprobs)
+        most = model.max_logprobs if request.distribution is None else model.vocab_size
+        _integer("logprobs", request.logprobs, 0, most)
     answer = request.answer_format
     if isinstance(answer, Grammar):
         _check_structure("grammar_string", "a grammar", answer.text)

@@ -25,10 +25,13 @@ from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 
 from serving.core import Event, PreparedRequest, Sampling
 from serving.engine.arguments import engine_arguments
-from serving.engine.limits import Model, check
+from serving.engine.distribution import distribution
+from serving.engine.limits import MOST_LOGPROBS, Model, check
 from serving.engine.translate import events, invalid
 from serving.errors import EngineFailed, Overloaded
 from serving.sampling.base import adapters
+from serving.sampling.chain import Chain
+from serving.sampling.source import load_vocabulary
 
 _SHUTDOWN_GRACE_S = 5.0
 
@@ -48,8 +51,9 @@ class LocalEngine:
         self._idle.set()
         config = llm.model_config
         vocab_size = config.get_vocab_size()
-        logprobs = config.max_logprobs if config.max_logprobs >= 0 else vocab_size
+        logprobs = config.max_logprobs if config.max_logprobs >= 0 else MOST_LOGPROBS
         self._model = Model(vocab_size, config.max_model_len, logprobs)
+        self._chain: Chain | None = None
 
     @classmethod
     async def load(
@@ -117,7 +121,11 @@ class LocalEngine:
         self._in_flight += 1
         self._idle.clear()
         try:
-            async with contextlib.aclosing(events(llm, request, vllm_id)) as told:
+            if request.distribution is None:
+                said = events(llm, request, vllm_id)
+            else:
+                said = distribution(llm, request, vllm_id, self._host_chain)
+            async with contextlib.aclosing(said) as told:
                 async for event in told:
                     yield event
         except EngineDeadError:
@@ -140,6 +148,12 @@ class LocalEngine:
             self._in_flight -= 1
             if self._in_flight == 0:
                 self._idle.set()
+
+    def _host_chain(self) -> Chain:
+        """Blocks when it is called first: reads files."""
+        if self._chain is None:
+            self._chain = Chain(load_vocabulary(self._llm.vllm_config))
+        return self._chain
 
     async def check_health(self) -> None:
         """Raises EngineFailed when the engine is dead or shut down."""

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
 from serving.core import Delta, Event, Finished, FinishReason, PreparedRequest, Started, TokenLogprob, Usage
-from serving.engine.limits import Model, check
+from serving.engine.limits import MOST_LOGPROBS, Model, check
 from serving.errors import EngineFailed, ServingError
 
 Chunk: TypeAlias = str | tuple[str, tuple[int, ...]]
@@ -89,7 +89,7 @@ class ScriptedEngine:
         decode: Callable[[int], str] = lambda token_id: f"<{token_id}>",
     ) -> None:
         self._script = script
-        self._model = Model(vocab_size, context_tokens, max_logprobs=20)
+        self._model = Model(vocab_size, context_tokens, MOST_LOGPROBS)
         self._eos_token_ids = frozenset(eos_token_ids)
         self._cached_tokens = cached_tokens
         self._gate = gate

@@ -42,9 +42,9 @@ async def events(llm: AsyncLLM, request: PreparedRequest, vllm_id: str) -> Async
             yield Started(index, usage.prompt_tokens, usage.cached_tokens, prompt_logprobs)
             yield Finished(index, "length", usage)
             return
-    outputs = _outputs(llm, _prompt(request), _sampling_params(request), vllm_id)
-    async with contextlib.aclosing(outputs):
-        async for output in outputs:
+    said = outputs(llm, _prompt(request), _sampling_params(request), vllm_id)
+    async with contextlib.aclosing(said):
+        async for output in said:
             part = output.outputs[0]
             reason, text, token_ids, matched = part.finish_reason, part.text, part.token_ids, None
             if reason is not None and reason not in ("stop", "length"):
@@ -66,7 +66,7 @@ async def events(llm: AsyncLLM, request: PreparedRequest, vllm_id: str) -> Async
                 yield Finished(index, ended, usage + Usage(completion_tokens=completion_tokens), matched)
 
 
-async def _outputs(llm: AsyncLLM, prompt: Any, params: SamplingParams, vllm_id: str) -> AsyncGenerator[Any, None]:  # noqa: ANN401
+async def outputs(llm: AsyncLLM, prompt: Any, params: SamplingParams, vllm_id: str) -> AsyncGenerator[Any, None]:  # noqa: ANN401
     """vLLM's outputs of one request, aborted when closed."""
     stream, finished = llm.generate(prompt, params, vllm_id), False
     try:
@@ -97,8 +97,8 @@ async def _prompt_alone(
         output_kind=RequestOutputKind.FINAL_ONLY,
         skip_clone=True,
     )
-    async with contextlib.aclosing(_outputs(llm, tokens_input(list(request.token_ids)), params, vllm_id)) as outputs:
-        async for output in outputs:
+    async with contextlib.aclosing(outputs(llm, tokens_input(list(request.token_ids)), params, vllm_id)) as told:
+        async for output in told:
             if output.outputs[0].finish_reason not in ("stop", "length"):
                 break
             usage = Usage(len(request.token_ids), output.num_cached_tokens or 0)
@@ -126,10 +126,10 @@ def _prompt_logprobs(tokenizer: Any, request: PreparedRequest, flat: Any) -> tup
     for position in range(1, len(request.token_ids)):
         own, *best = range(flat.start_indices[position], flat.end_indices[position])
         top = tuple(
-            TokenLogprob(flat.token_ids[at], text_of(flat.token_ids[at]), _finite(flat.logprobs[at])) for at in best
+            TokenLogprob(flat.token_ids[at], text_of(flat.token_ids[at]), finite(flat.logprobs[at])) for at in best
         )
         token_id = flat.token_ids[own]
-        told.append(TokenLogprob(token_id, own_text(token_id), _finite(flat.logprobs[own]), top))
+        told.append(TokenLogprob(token_id, own_text(token_id), finite(flat.logprobs[own]), top))
     return tuple(told)
 
 
@@ -219,13 +219,14 @@ def _logprobs(
     count, told = alternatives or 0, []
     for token_id, entries in zip(token_ids, positions, strict=False):
         best = sorted((item for item in entries.items() if item[1].rank <= count), key=lambda item: item[1].rank)
-        top = tuple(TokenLogprob(i, entry.decoded_token or "", _finite(entry.logprob)) for i, entry in best)
+        top = tuple(TokenLogprob(i, entry.decoded_token or "", finite(entry.logprob)) for i, entry in best)
         chosen = entries[token_id]
-        told.append(TokenLogprob(token_id, chosen.decoded_token or "", _finite(chosen.logprob), top))
+        told.append(TokenLogprob(token_id, chosen.decoded_token or "", finite(chosen.logprob), top))
     return tuple(told)
 
 
-def _finite(logprob: float) -> float:
+def finite(logprob: float) -> float:
+    """As JSON can say it."""
     return logprob if logprob > _LOWEST_LOGPROB else _LOWEST_LOGPROB
 
 

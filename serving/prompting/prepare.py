@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from itertools import chain
 from typing import ParamSpec, TypeVar
 
 from serving.core import (
@@ -21,10 +22,12 @@ from serving.core import (
     RawPrompt,
     Sampling,
     Stopping,
+    TemplatePrompt,
     TokenPrompt,
 )
 from serving.errors import InvalidRequest, PromptTooLong
 from serving.prompting.format import Format
+from serving.prompting.jinja import render
 from serving.prompting.reader import OpenHeader, TextReader
 from serving.prompting.rules import RuleBook
 from serving.prompting.tokenizer import TooManyTokens, model_folder
@@ -65,13 +68,28 @@ class Prompting:
     # ---- the request -------------------------------------------------------------------------------------------------
 
     async def prepare(self, request: GenerationRequest, context_tokens: int) -> list[PreparedRequest]:
-        """`n` choices for each prompt, prompt-major. Raises InvalidRequest, PromptTooLong."""
-        weight = sum(map(_weight, request.prompts))
-        return await _off_loop(weight, self._prepare, request, context_tokens)
+        """`n` choices for each prompt, prompt-major. Raises InvalidRequest, PromptTooLong, Overloaded."""
+        prompts = [await self._rendered(prompt) for prompt in request.prompts]
+        return await _off_loop(sum(map(_weight, prompts)), self._prepare, request, prompts, context_tokens)
 
-    def _prepare(self, request: GenerationRequest, context_tokens: int) -> list[PreparedRequest]:
+    async def _rendered(self, prompt: Prompt | TemplatePrompt) -> Prompt:
+        """The prompt with its template filled, if it has one."""
+        if not isinstance(prompt, TemplatePrompt):
+            return prompt
+        form = self.format
+        bos = "" if form.bos_id is None else form.hidden.get(form.bos_id, "")
+        return await render(prompt, form.hidden.values(), bos=bos, eos=form.template.message_end)
+
+    async def text_of(self, prompt: Prompt | TemplatePrompt) -> str:
+        """The prompt as text, for people. Raises as `prepare` does."""
+        rendered = await self._rendered(prompt)
+        return await _off_loop(_weight(rendered), self._echo, rendered, True)
+
+    def _prepare(
+        self, request: GenerationRequest, prompts: Sequence[Prompt], context_tokens: int
+    ) -> list[PreparedRequest]:
         prepared: list[PreparedRequest] = []
-        for prompt in request.prompts:
+        for prompt in prompts:
             first = self._prepare_prompt(request, self._closed_if_needed(request, prompt), context_tokens)
             for choice in range(request.n):
                 index = len(prepared)
@@ -104,6 +122,7 @@ class Prompting:
             rules=rules,
             logprobs=request.logprobs,
             prompt_logprobs=request.echo and request.logprobs is not None,
+            distribution=request.distribution,
             open_header=isinstance(prompt, ChatPrompt) and prompt.header.open,
             keep_special_tokens=request.keep_special_tokens,
             echo_text=self._echo(prompt, request.keep_special_tokens) if request.echo else None,
@@ -128,7 +147,7 @@ class Prompting:
 
     def _echo(self, prompt: Prompt, keep_special_tokens: bool) -> str:
         if isinstance(prompt, RawPrompt):
-            return prompt.text
+            return prompt.text.replace(prompt.seam, "") if prompt.seam else prompt.text
         if isinstance(prompt, TokenPrompt):
             return self.format.tokens.decode(prompt.token_ids, keep_special_tokens=keep_special_tokens)
         return self.format.template.render_text(prompt.messages, prompt.header)
@@ -152,7 +171,8 @@ class Prompting:
             ids: Sequence[int] = self.format.render(prompt, most)
             return ids if add_bos or self.format.bos_id is None else ids[1:]
         if isinstance(prompt, RawPrompt):
-            ids = self.format.tokens.encode_raw(prompt.text, most)
+            parts = prompt.text.split(prompt.seam) if prompt.seam else [prompt.text]
+            ids = list(chain.from_iterable(self.format.tokens.encode_raw_parts(parts, most, prompt.param)))
         else:
             ids = self._known(prompt.token_ids)
         return self.format.with_bos(ids) if add_bos else ids
@@ -256,6 +276,8 @@ def _seeded(sampling: Sampling, choice: int) -> Sampling:
 
 
 def _param(prompt: Prompt) -> str:
+    if isinstance(prompt, RawPrompt):
+        return prompt.param
     return "messages" if isinstance(prompt, ChatPrompt) else "prompt"
 
 
@@ -269,7 +291,7 @@ def _weight(prompt: Prompt) -> int:
     if many > INLINE_CHARS:
         return many
     texts = sum(len(message.content) + sum(map(len, message.names)) for message in prompt.messages)
-    return many + texts + sum(map(len, prompt.header.names))
+    return many + texts + sum(map(len, prompt.header.names)) + len(prompt.header.begun)
 
 
 async def _off_loop(weight: int, work: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> _T:

@@ -89,7 +89,7 @@ class Template:
         if header is not None and header.open:
             pairs.append((self.message_start, self.header_text(header.role, header.names)))
         elif header is not None:
-            pairs += self._header(header.role, header.names, "")
+            pairs += self._header(header.role, header.names, header.begun)
         return pairs
 
     def _header(self, role: Role, names: Sequence[str], content: str) -> list[Pair]:

@@ -90,7 +90,11 @@ class TokenizerPair:
 
     def encode_raw(self, text: str, most: int, param: str = "prompt") -> list[int]:
         """Ids of a text whose special tokens are special. Raises as `encode_split` does."""
-        return self._encode(self.raw, [text], most, param)[0]
+        return self.encode_raw_parts([text], most, param)[0]
+
+    def encode_raw_parts(self, texts: Sequence[str], most: int, param: str = "prompt") -> list[list[int]]:
+        """The same for each of several texts; `most` counts all of them."""
+        return self._encode(self.raw, texts, most, param)
 
     def encode_split(self, texts: Sequence[str], most: int, param: str = "prompt") -> list[list[int]]:
         """Ids of each text, all of it plain. Raises InvalidRequest (not Unicode), TooManyTokens (over `most` in

@@ -7,7 +7,16 @@ from typing import Any, NamedTuple
 
 from serving.app import DIALECTS
 from serving.dialects.base import Dialect, Endpoint
-from serving.errors import InvalidRequest, PromptTooLong, ServingError, UnknownModel
+from serving.errors import (
+    Forbidden,
+    InvalidRequest,
+    MethodNotAllowed,
+    NotFound,
+    PromptTooLong,
+    ServingError,
+    Unauthenticated,
+    UnknownModel,
+)
 from tests.service import SM
 
 
@@ -161,6 +170,30 @@ def _llm_complaint(body: Any) -> Complaint:  # noqa: ANN401  # JSON
     return Complaint(told["msg"], param.removeprefix(".") or None, told["type"])
 
 
+_DETAILS = (Unauthenticated, Forbidden, NotFound, MethodNotAllowed)
+
+
+def _textgen_status(kind: type[ServingError]) -> int:
+    return 422 if issubclass(kind, InvalidRequest) and kind is not PromptTooLong else kind.status
+
+
+def _textgen_error(error: ServingError) -> object:
+    if _textgen_status(type(error)) == 422:
+        return _llm_error(error)
+    return {"detail": error.message} if type(error) in _DETAILS else _textgen_frame(error)
+
+
+def _textgen_frame(error: ServingError) -> object:
+    kind = "server_error" if error.status >= 500 else "invalid_request_error"
+    return {"error": {"message": error.message, "type": kind, "param": error.param, "code": None}}
+
+
+def _textgen_complaint(body: Any) -> Complaint:  # noqa: ANN401  # JSON
+    if "error" in body:
+        return _openai_complaint(body)
+    return Complaint(body["detail"]) if isinstance(body["detail"], str) else _llm_complaint(body)
+
+
 @dataclass(frozen=True)
 class Errors:
     """How a dialect tells errors: body, last frame of a stream and status; `complaint` reads a body or frame."""
@@ -173,6 +206,7 @@ class Errors:
 
 _NATIVE_ERRORS = Errors(_native_error, _native_error, _native_complaint)
 _OPENAI_ERRORS = Errors(_openai_error, _openai_error, _openai_complaint)
+_TEXTGEN_ERRORS = Errors(_textgen_error, _textgen_frame, _textgen_complaint, _textgen_status)
 _LLM_ERRORS = Errors(_llm_error, _llm_frame, _llm_complaint, _llm_status)
 
 
@@ -195,6 +229,11 @@ class Adapter:
         """Whether the protocol knows stop strings."""
         return "MARK" in json.dumps(self.body(stream=True, stop=("MARK",)))
 
+    @property
+    def strict(self) -> bool:
+        """Whether a model that is not served is an error."""
+        return self.dialect.name != "textgen"
+
     def body(
         self,
         prompt: str = "Once",
@@ -211,6 +250,8 @@ _PARTS: dict[tuple[str, str], tuple[Any, Any, Any]] = {
     ("dreamgen", "completion"): (_native_body, _read_native, _NATIVE_ERRORS),
     ("openai", "chat.completions"): (_chat_body, _read_openai, _OPENAI_ERRORS),
     ("openai", "completions"): (_text_body, _read_openai, _OPENAI_ERRORS),
+    ("textgen", "chat.completions"): (_chat_body, _read_openai, _TEXTGEN_ERRORS),
+    ("textgen", "completions"): (_text_body, _read_openai, _TEXTGEN_ERRORS),
     ("livepeer", "llm"): (_llm_body, _read_openai, _LLM_ERRORS),
 }
 
@@ -218,5 +259,6 @@ ADAPTERS = {
     f"{dialect.name} {endpoint.name}": Adapter(dialect, endpoint, *_PARTS[dialect.name, endpoint.name])
     for dialect in DIALECTS
     for endpoint in reversed(dialect.endpoints)
+    if endpoint.stream_media_types
 }
-"""One for every generating endpoint of every dialect: a missing one is a KeyError here. The first of a name counts."""
+"""One for every endpoint that streams: a missing one is a KeyError here. The first of a name counts."""

@@ -125,6 +125,30 @@ def _usage(prompt_tokens: int, completion_tokens: int) -> Any:  # noqa: ANN401
     return Usage(prompt_tokens, 0, completion_tokens)
 
 
+# ---- where -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("prefix", ["/v1", "/api/openai/v1", "/textgen/v1"])
+async def test_all_of_it_answers_under_each_prefix(run: Running, prefix: str) -> None:
+    for path in ("model", "model/list", "internal/health", "internal/model/info", "internal/model/list"):
+        assert (await run.client.get(f"{prefix}/{path}")).status_code == 200
+    for path in ("encode", "decode", "token-count", "stop-generation", "logits"):
+        body = {"text": "Once", "tokens": [10], "prompt": "Once"}
+        assert (await run.client.post(f"{prefix}/internal/{path}", json=body)).status_code == 200
+    for path in ("load", "unload"):
+        response = await run.client.post(f"{prefix}/internal/model/{path}", json={"model_name": SM})
+        assert response.status_code == 403
+
+
+async def test_any_model_is_the_default_one_under_textgen(run: Running) -> None:
+    told = (await run.client.post("/textgen/v1/internal/encode", json={"text": "Once", "model": "none"})).json()
+    assert told == (await run.client.post("/v1/internal/encode", json={"text": "Once"})).json()
+    logits = await run.client.post("/textgen/v1/internal/logits", json={"prompt": "Once", "model": "none"})
+    assert len(logits.json()) == 50
+    wrong = await run.client.post("/textgen/v1/internal/logits", json={"prompt": "Once", "top_logits": 0})
+    assert (wrong.status_code, wrong.json()["detail"][0]["loc"]) == (422, ["body", "top_logits"])
+
+
 # ---- who may ---------------------------------------------------------------------------------------------------------
 
 
@@ -153,6 +177,16 @@ async def test_a_key_sees_its_models_and_the_admin_what_can_be_loaded(open_shop:
     assert (await run.client.get(LIST, headers=bearer(key))).json() == {"model_names": [XL]}
     told = (await run.client.get(LIST, headers=ADMIN)).json()
     assert told == {"model_names": [SM, XL, SPARE, "broken", "tiny"]}
+
+
+async def test_there_are_no_adapters(open_shop: Running) -> None:
+    run = open_shop
+    for headers in (ADMIN, None):
+        assert (await run.client.get("/v1/internal/lora/list", headers=headers)).json() == {"lora_names": []}
+    for path, body in (("load", {"lora_names": ["a"]}), ("unload", {})):
+        response = await run.client.post(f"/v1/internal/lora/{path}", json=body, headers=ADMIN)
+        assert (response.status_code, response.json()["error"]["code"]) == (501, "unsupported")
+        assert (await run.client.post(f"/v1/internal/lora/{path}", json=body)).status_code == 403
 
 
 # ---- one in the place of another -------------------------------------------------------------------------------------

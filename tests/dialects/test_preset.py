@@ -3,13 +3,14 @@
 import json
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from serving.core import PreparedRequest
 from serving.dialects.openai import wire
-from serving.dialects.openai.preset import UnusedFields, declared
+from serving.dialects.openai.preset import UnusedFields, declared, moded
 from serving.edge.headers import IGNORED
 from tests.dialects.adapters import ADAPTERS, Adapter
 from tests.service import Running
@@ -63,6 +64,34 @@ def asked_for_nothing(preset: dict[str, Any]) -> list[str]:
 def named(response: Any) -> list[str]:  # noqa: ANN401  # httpx.Response
     header: str = response.headers.get(IGNORED, "")
     return header.split(", ") if header else []
+
+
+MODES = st.sampled_from([None, "instruct", "chat", "chat-instruct"])
+TEXTS = ["context", "user_bio", "greeting", "chat_instruct_command", "user_name", "name1", "bot_name", "name2"]
+FIELDS: dict[str, st.SearchStrategy[Any]] = {
+    **dict.fromkeys(TEXTS, st.sampled_from([None, "", "Ann", "{{user}} <|prompt|>"])),
+    "mode": MODES,
+    "character": st.sampled_from([None, "", "Mara", "Ron"]),
+    "continue_": st.sampled_from([None, False]),
+    "role_config": st.sampled_from([None, {"assistant": {"role": "text"}}]),
+}
+
+
+@pytest.mark.parametrize("adapter", PATHS, ids=lambda adapter: f"{adapter.dialect.name} {adapter.endpoint.name}")
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(sent=st.fixed_dictionaries({}, optional=FIELDS))
+async def test_any_fields_of_a_chat_pass_and_those_without_meaning_are_named(
+    run: Running, adapter: Adapter, sent: dict[str, Any]
+) -> None:
+    run.play(script=lambda request: ["Hi"])
+    body = {**adapter.body(stream=False), **sent}
+    response = await run.client.post(adapter.path, json=body)
+    assert response.status_code == 200, response.text
+    mode = (sent.get("mode") or "instruct") if "messages" in body else None
+    wire_model: type[msgspec.Struct] = adapter.endpoint.wire
+    meanings = moded(wire_model)
+    unused = [name for name in sent if mode not in meanings[name]]
+    assert sorted(named(response)) == sorted(name for name in unused if sent[name] not in (None, "", False, "instruct"))
 
 
 @pytest.mark.parametrize("adapter", PATHS, ids=lambda adapter: f"{adapter.dialect.name} {adapter.endpoint.name}")

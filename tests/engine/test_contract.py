@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from serving.core import Delta, JsonFormat, PreparedRequest, Started
+from serving.core import Delta, Grammar, JsonFormat, PreparedRequest, Started
 from serving.errors import InvalidRequest, PromptTooLong
 from tests.engine.harness import (
     EOS,
@@ -172,6 +172,9 @@ IMPOSSIBLE: list[tuple[str, PreparedRequest]] = [
     ("response_format", ask(answer_format=JsonFormat(""))),
     ("response_format", ask(answer_format=JsonFormat('{"const": "\ud800"}'))),
     ("response_format", ask(answer_format=JsonFormat('"' + "x" * (64 * 1024) + '"'))),
+    ("grammar_string", ask(answer_format=Grammar(" "))),
+    ("grammar_string", ask(answer_format=Grammar('root ::= "\ud800"'))),
+    ("grammar_string", ask(answer_format=Grammar("x" * (64 * 1024 + 1)))),
 ]
 
 

@@ -4,7 +4,6 @@ A frame of a stream is a whole object with a `delta` and the usage so far. Sourc
 and errors these are; its gateway passes them on. Unlike the runner's, `finish_reason` tells `length` where that is why.
 """
 
-import re
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -26,6 +25,7 @@ from serving.dialects.base import Answer, Call, Context, Endpoint, Listing
 from serving.dialects.fields import given
 from serving.dialects.lines import encode
 from serving.dialects.livepeer import wire
+from serving.dialects.location import location
 from serving.errors import InvalidRequest, PromptTooLong, ServingError, UnknownModel
 from serving.prompting.roles import resolve, to_message
 
@@ -103,12 +103,6 @@ class Teller:
 
 def teller(request: wire.LLMRequest, core: GenerationRequest, context: Context) -> Teller:
     return Teller(context, core.model, bool(request.stream))
-
-
-def location(param: str | None) -> list[str | int]:
-    """`messages[3].role` as the way to it from the body: `["body", "messages", 3, "role"]`."""
-    steps = re.findall(r"[^.\[\]]+", param or "")
-    return ["body", *(int(step) if step.isdecimal() else step for step in steps)]
 
 
 def _endpoint(path: str) -> Endpoint[wire.LLMRequest]:

@@ -7,7 +7,9 @@ import msgspec
 from serving.dialects.base import Call, Endpoint, Listing, ModelInfo, Standing
 from serving.dialects.lines import encode
 from serving.dialects.openai import billing, wire
-from serving.dialects.openai.preset import ignored
+from serving.dialects.openai.chat_prompt import CHAT_PROMPT
+from serving.dialects.openai.lookup import look_up
+from serving.dialects.openai.modes import unused_of
 from serving.dialects.openai.probes import routes as probes
 from serving.dialects.openai.tell import chat_teller, error_body, text_teller
 from serving.dialects.openai.translate import chat_to_core, text_to_core
@@ -44,7 +46,7 @@ class OpenAI:
     """OpenAI's protocol, under DreamGen's prefix and under the usual one."""
 
     name = "openai"
-    prefixes = ("/v1", "/api/openai/v1")
+    prefixes: tuple[str, ...] = ("/v1", "/api/openai/v1")
     endpoints: tuple[Endpoint[Any], ...] = (
         Endpoint(
             "chat.completions",
@@ -56,7 +58,8 @@ class OpenAI:
             (SSE,),
             chat_to_core,
             chat_teller,
-            ignored,
+            unused_of,
+            look_up,
         ),
         Endpoint(
             "completions",
@@ -68,8 +71,10 @@ class OpenAI:
             (SSE,),
             text_to_core,
             text_teller,
-            ignored,
+            unused_of,
+            look_up,
         ),
+        *probes.ENDPOINTS,
     )
     listings: tuple[Listing[Any], ...] = (
         Listing("models", "/models", _MODELS, _BOTH, wire.NoQuery, wire.ModelList, list_models),
@@ -105,8 +110,8 @@ class OpenAI:
         Listing("models", "/model/list", _MODELS, _GET, wire.NoQuery, wire.ModelList, list_models),
         *probes.LISTINGS,
     )
-    calls: tuple[Call[Any], ...] = (*probes.SERVER_CALLS, *probes.CALLS)
-    error_schema = wire.ErrorEnvelope
+    calls: tuple[Call[Any], ...] = (*probes.SERVER_CALLS, *probes.CALLS, CHAT_PROMPT)
+    error_schema: type[msgspec.Struct] = wire.ErrorEnvelope
 
     def render_error(self, error: ServingError) -> tuple[int, bytes]:
         return error.status, error_body(error)

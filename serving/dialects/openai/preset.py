@@ -7,9 +7,10 @@ made of the same declarations. It does not: translate the options that are honou
 Source: text-generation-webui at 1dcde41d, modules/api/typing.py, and SillyTavern 1.19 for what else is sent.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal, TypeAlias
 
 import msgspec
 from msgspec import Meta, inspect
@@ -19,7 +20,13 @@ from serving.dialects import fields
 from serving.dialects.dry import FlatDryWire
 
 _KEY = "unused"
+_MODES = "modes"
 _OF_OURS = Sampling()
+_NOTHING = ("", False, "instruct", "None")
+"""What fields of a chat's mode ask for nothing with."""
+
+
+Mode: TypeAlias = Literal["instruct", "chat", "chat-instruct"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +39,11 @@ class Unused:
     does: str
     neutral: tuple[object, ...]
     of: str | None = None
+
+
+def only_in(*modes: Mode | None, description: str) -> Meta:
+    """Declares a field that has a meaning in these modes of a chat alone; None is a prompt without messages."""
+    return Meta(description=description, extra={_MODES: modes})
 
 
 def unused(does: str, *neutral: object, of: str | None = None) -> Meta:
@@ -119,6 +131,11 @@ class UnusedFields(FlatDryWire, kw_only=True):
         None
     )
     reasoning_effort: Annotated[Any, unused("how long a reasoning model thinks", "", "medium", "none")] = None
+    turn_template: Annotated[Any, unused("how turns are written; use `instruction_template_str`", "")] = None
+    name1_instruct: Annotated[Any, unused("how the user's turns begin", "")] = None
+    name2_instruct: Annotated[Any, unused("how the answers begin", "")] = None
+    context_instruct: Annotated[Any, unused("what stands before the turns", "")] = None
+    system_message: Annotated[Any, unused("the first system turn; send it as a message", "")] = None
     best_of: Annotated[Any, unused("the best of several answers", 1)] = None
     suffix: Annotated[Any, unused("a text behind the answer", "")] = None
     tools: Annotated[Any, unused("tools to call", [])] = None
@@ -130,6 +147,7 @@ class UnusedFields(FlatDryWire, kw_only=True):
 class PresetFields(UnusedFields, kw_only=True):
     """The options that are honoured."""
 
+    preset: Annotated[fields.FileName | None, Meta(description="A preset of the server's: its options count.")] = None
     do_sample: Annotated[bool | None, Meta(description="False takes the likeliest token, as temperature 0 does.")] = (
         None
     )
@@ -167,18 +185,32 @@ class PresetFields(UnusedFields, kw_only=True):
 @cache
 def declared(wire: type[msgspec.Struct]) -> dict[str, Unused]:
     """The fields of a request that change nothing, by name."""
+    return {name: extra[_KEY] for name, extra in _extras(wire) if _KEY in extra}
+
+
+def _extras(wire: type[msgspec.Struct]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """What is declared of each field beside its type."""
     kind = inspect.type_info(wire)
     assert isinstance(kind, inspect.StructType)
-    found = ((field.name, (getattr(field.type, "extra", None) or {}).get(_KEY)) for field in kind.fields)
-    return {name: option for name, option in found if option is not None}
+    for field in kind.fields:
+        yield field.name, getattr(field.type, "extra", None) or {}
 
 
-def ignored(request: UnusedFields) -> list[str]:
-    """Names of the options in a request that ask for something and change nothing."""
-    options = declared(type(request))
-    return [
-        name for name, option in options.items() if _asks(request, name, option.neutral) and _counts(request, option)
+@cache
+def moded(wire: type[msgspec.Struct]) -> dict[str, tuple[Mode | None, ...]]:
+    """The fields of a request that have a meaning in some modes alone, by name."""
+    return {name: extra[_MODES] for name, extra in _extras(wire) if _MODES in extra}
+
+
+def ignored(request: UnusedFields, mode: Mode | None = None) -> list[str]:
+    """Names of the options in a request that ask for something and change nothing; `mode` None: it is no chat."""
+    found = [
+        name
+        for name, option in declared(type(request)).items()
+        if _asks(request, name, option.neutral) and _counts(request, option)
     ]
+    modes = moded(type(request)).items()
+    return found + [name for name, where in modes if mode not in where and _asks(request, name, _NOTHING)]
 
 
 def _asks(request: UnusedFields, name: str, neutral: tuple[object, ...]) -> bool:

@@ -4,6 +4,7 @@ A text delta is the hot path: its frame is a prebuilt head, the text as JSON, an
 from `wire`'s structs.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -34,13 +35,19 @@ _ERROR_TYPES = {
 
 def error_body(error: ServingError) -> bytes:
     """The error envelope."""
-    param, message = error.param, error.message
-    if param == "allowed_roles":
-        param = "model"  # here a model's suffix says it
-    elif param in _NAMES:
-        param, message = _NAMES[param], message.replace(param, _NAMES[param])
+    message, param = worded(error)
     kind = "server_error" if error.status >= 500 else _ERROR_TYPES.get(error.status, "invalid_request_error")
     return encode(wire.ErrorEnvelope(wire.ErrorBody(message, kind, param, error.code)))
+
+
+def worded(error: ServingError) -> tuple[str, str | None]:
+    """Message and field of an error, with the names that core's fields have here."""
+    if error.param == "allowed_roles":
+        return error.message, "model"  # its suffix says it
+    if error.param not in _NAMES:
+        return error.message, error.param
+    name = _NAMES[error.param]
+    return error.message.replace(error.param, name), name
 
 
 def system_fingerprint(model: str) -> str:
@@ -56,6 +63,7 @@ class Teller:
     model: str
     streamed: bool
     include_usage: bool
+    error_body: Callable[[ServingError], bytes] = error_body
     _heads: dict[int, bytes] = field(default_factory=dict)
 
     kind = ""
@@ -104,7 +112,7 @@ class Teller:
         return sse.KEEP_ALIVE
 
     def fail(self, error: ServingError) -> bytes:
-        return sse.frame(error_body(error))
+        return sse.frame(self.error_body(error))
 
     def body(self, answer: Answer, choices: list[Any]) -> bytes:
         return encode({**self.envelope, "choices": choices, "usage": usage_wire(answer.usage)})
@@ -201,12 +209,22 @@ class TextTeller(Teller):
         return self.body(answer, choices)
 
 
-def chat_teller(request: wire.ChatCompletionRequest, core: GenerationRequest, context: Context) -> ChatTeller:
-    return ChatTeller(context, core.model, bool(request.stream), _include_usage(request))
+def chat_teller(
+    request: wire.ChatCompletionRequest,
+    core: GenerationRequest,
+    context: Context,
+    error_body: Callable[[ServingError], bytes] = error_body,
+) -> ChatTeller:
+    return ChatTeller(context, core.model, bool(request.stream), _include_usage(request), error_body)
 
 
-def text_teller(request: wire.CompletionRequest, core: GenerationRequest, context: Context) -> TextTeller:
-    return TextTeller(context, core.model, bool(request.stream), _include_usage(request))
+def text_teller(
+    request: wire.CompletionRequest,
+    core: GenerationRequest,
+    context: Context,
+    error_body: Callable[[ServingError], bytes] = error_body,
+) -> TextTeller:
+    return TextTeller(context, core.model, bool(request.stream), _include_usage(request), error_body)
 
 
 def _include_usage(request: wire.CommonRequest) -> bool:

@@ -5,45 +5,46 @@ for those of `preset.py`. An answer to a chat ends with its message; a text comp
 lets it run on through further messages.
 """
 
+from typing import Any
+
 import msgspec
 
 from serving.core import (
     AnswerFormat,
-    ChatPrompt,
     GenerationRequest,
     Grammar,
     JsonFormat,
-    Message,
     Prompt,
     RawPrompt,
     Rules,
     Sampling,
     Stopping,
+    TemplatePrompt,
     TokenPrompt,
 )
 from serving.dialects import fields
 from serving.dialects.base import Context
 from serving.dialects.dry import read_dry
 from serving.dialects.openai import wire
+from serving.dialects.openai.modes import chat_of
 from serving.errors import InvalidRequest, Unsupported
-from serving.prompting.roles import RoleConfig, generated_headers, resolve, to_message
+from serving.prompting.roles import generated_headers, resolve
 
 
 def chat_to_core(request: wire.ChatCompletionRequest, context: Context) -> GenerationRequest:
     """A chat: turns by the role config, and one message as the answer."""
     model, suffix = context.catalog.resolve(request.model)
-    roles = resolve(_role_config(request), suffix)
-    turns = tuple(_turn(message, roles, f"messages[{number}]") for number, message in enumerate(request.messages))
+    chat = chat_of(request, request.messages, resolve(_role_config(request), suffix))
     max_tokens = request.max_tokens if request.max_completion_tokens is None else request.max_completion_tokens
     if request.top_logprobs and not request.logprobs:
         raise InvalidRequest("top_logprobs needs logprobs to be true.", param="top_logprobs")
     return GenerationRequest(
         request_id=context.request_id,
         model=model.id,
-        prompts=(ChatPrompt(turns, roles.header()),),
+        prompts=(chat.prompt,),
         n=request.n or 1,
         sampling=_sampling(request),
-        stopping=_stopping(request, max_tokens, at_message_end=True),
+        stopping=_stopping(request, max_tokens, chat.stop, at_message_end=True),
         rules=_rules(request),
         answer_format=_answer_format(request, context),
         logprobs=(request.top_logprobs or 0) if request.logprobs else None,
@@ -53,10 +54,12 @@ def chat_to_core(request: wire.ChatCompletionRequest, context: Context) -> Gener
 
 
 def text_to_core(request: wire.CompletionRequest, context: Context) -> GenerationRequest:
-    """Prompts in the model's own format. Here a model suffix only restricts the roles that may be generated."""
+    """Prompts in the model's own format, where a model suffix only restricts the roles that may be generated; or a chat
+    that is told as a text."""
     model, suffix = context.catalog.resolve(request.model)
     runs_on = _ignore_eos(request)
-    prompts = _prompts(request.prompt)
+    prompts, stop = _text_prompts(request, suffix)
+    headers = (None, None) if request.messages else generated_headers(_role_config(request), suffix)
     choices = len(prompts) * (request.n or 1)
     if choices > fields.MAX_PROMPTS:
         message = (
@@ -69,8 +72,8 @@ def text_to_core(request: wire.CompletionRequest, context: Context) -> Generatio
         prompts=prompts,
         n=request.n or 1,
         sampling=_sampling(request),
-        stopping=_stopping(request, request.max_tokens, at_message_end=not runs_on),
-        rules=_rules(request, *generated_headers(_role_config(request), suffix)),
+        stopping=_stopping(request, request.max_tokens, stop, at_message_end=not runs_on),
+        rules=_rules(request, *headers),
         answer_format=_answer_format(request, context),
         logprobs=request.logprobs,
         echo=bool(request.echo),
@@ -78,6 +81,20 @@ def text_to_core(request: wire.CompletionRequest, context: Context) -> Generatio
         keep_special_tokens=runs_on if request.skip_special_tokens is None else not request.skip_special_tokens,
         **_prompt_options(request),
     )
+
+
+def _text_prompts(
+    request: wire.CompletionRequest, suffix: str | None
+) -> tuple[tuple[Prompt | TemplatePrompt, ...], tuple[str, ...]]:
+    """The prompts, and the texts that end an answer beside those of the request."""
+    if request.messages is not None:
+        if request.prompt is not None:
+            raise InvalidRequest("prompt cannot be combined with messages.", param="prompt")
+        chat = chat_of(request, request.messages, resolve(_role_config(request), suffix))
+        return (chat.prompt,), chat.stop
+    if request.prompt is None:
+        raise InvalidRequest("prompt is required.", param="prompt")
+    return _prompts(request.prompt), ()
 
 
 def _prompts(prompt: str | list[str | int | list[int]]) -> tuple[Prompt, ...]:
@@ -98,21 +115,6 @@ def _ids(prompt: object) -> tuple[int, ...]:
             "A list prompt holds texts, token ids, or lists of token ids: not a mixture.", param="prompt"
         )
     return tuple(prompt)
-
-
-def _turn(message: wire.ChatMessage, roles: RoleConfig, where: str) -> Message:
-    return to_message(message.role, message.name, _content(message, where), roles, where)
-
-
-def _content(message: wire.ChatMessage, where: str) -> str:
-    if isinstance(message.content, str):
-        return message.content
-    texts = []
-    for number, part in enumerate(message.content or ()):
-        if part.type != "text" or part.text is None:
-            raise InvalidRequest("Only parts of the type text are understood.", param=f"{where}.content[{number}].type")
-        texts.append(part.text)
-    return "".join(texts)
 
 
 def _sampling(request: wire.CommonRequest) -> Sampling:
@@ -146,12 +148,14 @@ def _banned(request: wire.CommonRequest) -> tuple[int, ...]:
         raise InvalidRequest(message, param="custom_token_bans") from None
 
 
-def _stopping(request: wire.CommonRequest, max_tokens: int | None, *, at_message_end: bool) -> Stopping:
+def _stopping(
+    request: wire.CommonRequest, max_tokens: int | None, also: tuple[str, ...], *, at_message_end: bool
+) -> Stopping:
     stop = [request.stop] if isinstance(request.stop, str) else request.stop or []
     return Stopping(
         max_tokens=None if request.auto_max_new_tokens else max_tokens,
         max_total_tokens=request.truncation_length or None,
-        stop=tuple(text for text in stop if text),
+        stop=(*(text for text in stop if text), *also),
         at_message_end=at_message_end,
         ignore_eos=_ignore_eos(request),
     )
@@ -161,7 +165,7 @@ def _ignore_eos(request: wire.CommonRequest) -> bool:
     return bool(request.ban_eos_token if request.ignore_eos is None else request.ignore_eos)
 
 
-def _prompt_options(request: wire.CommonRequest) -> dict[str, bool]:
+def _prompt_options(request: wire.CommonRequest) -> dict[str, Any]:
     return {"add_bos": request.add_bos_token is not False, "cut_prompt": bool(request.truncation_length)}
 
 
@@ -204,7 +208,10 @@ def _json_format(wanted: wire.ResponseFormat | None) -> JsonFormat | None:
     param = "response_format.json_schema.schema"
     if schema is None:
         raise InvalidRequest(f"{param} is required.", param=param)
-    text = msgspec.json.encode(schema)
+    try:
+        text = msgspec.json.encode(schema)
+    except RecursionError:  # decoding it was a few frames further up
+        raise InvalidRequest(f"{param} is nested too deeply.", param=param) from None
     if len(text) > fields.MAX_SCHEMA_BYTES:
         raise InvalidRequest(f"{param} is larger than {fields.MAX_SCHEMA_BYTES} bytes.", param=param)
     return JsonFormat(text.decode())

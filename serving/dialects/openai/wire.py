@@ -12,7 +12,7 @@ from msgspec import Meta
 
 from serving.dialects import fields
 from serving.dialects.dry import DryWire
-from serving.dialects.openai.preset import PresetFields
+from serving.dialects.openai.preset import Mode, PresetFields, only_in
 
 
 class ContentPart(msgspec.Struct, kw_only=True):
@@ -49,7 +49,58 @@ class ResponseFormat(msgspec.Struct, kw_only=True):
     json_schema: Annotated[JsonSchemaWire | None, Meta(description="Needed for `json_schema`.")] = None
 
 
-class CommonRequest(PresetFields, kw_only=True):
+_CHATS: tuple[Mode, ...] = ("chat", "chat-instruct")
+_INSTRUCTS: tuple[Mode, ...] = ("instruct", "chat-instruct")
+_ALL: tuple[Mode, ...] = ("instruct", "chat", "chat-instruct")
+
+
+class ModeFields(PresetFields, kw_only=True):
+    """text-generation-webui's ways to write a chat; `modes.py` says what they mean."""
+
+    mode: Annotated[
+        Mode | None,
+        only_in(
+            *_ALL, description="`instruct`: as it is. `chat`: a role-play. `chat-instruct`: one, as an instruction."
+        ),
+    ] = None
+    character: Annotated[
+        fields.FileName | None, only_in(*_CHATS, description="A character of the server's: names, context, greeting.")
+    ] = None
+    user_name: Annotated[fields.Name | None, only_in(*_CHATS, description="Who the user is; `You` by default.")] = None
+    name1: Annotated[
+        fields.Name | None, only_in(*_CHATS, description="The same as `user_name`, which is stronger.")
+    ] = None
+    bot_name: Annotated[fields.Name | None, only_in(*_CHATS, description="Who answers; `AI` by default.")] = None
+    name2: Annotated[fields.Name | None, only_in(*_CHATS, description="The same as `bot_name`, which is stronger.")] = (
+        None
+    )
+    context: Annotated[
+        str | None, only_in(*_CHATS, description="The system turn at the head: who the characters are.")
+    ] = None
+    user_bio: Annotated[str | None, only_in(*_CHATS, description="Who the user is, behind the context.")] = None
+    greeting: Annotated[
+        str | None, only_in(*_CHATS, description="The first words, where the chat does not begin with an answer.")
+    ] = None
+    chat_instruct_command: Annotated[
+        str | None,
+        only_in("chat-instruct", description="The instruction; `<|character|>` is who answers, `<|prompt|>` the chat."),
+    ] = None
+    instruction_template: Annotated[
+        fields.FileName | None,
+        only_in(*_INSTRUCTS, description="A template of the server's, instead of the model's own."),
+    ] = None
+    instruction_template_str: Annotated[
+        fields.TemplateText | None, only_in(*_INSTRUCTS, description="A Jinja template, instead of the model's own.")
+    ] = None
+    chat_template_str: Annotated[
+        fields.TemplateText | None, only_in("chat", description="A Jinja template, instead of the model's own.")
+    ] = None
+    continue_: Annotated[
+        bool | None, only_in(*_ALL, description="The answer goes on with the last message, which it does not repeat.")
+    ] = None
+
+
+class CommonRequest(ModeFields, kw_only=True):
     """What chat and text completions have in common."""
 
     model: Annotated[
@@ -86,7 +137,8 @@ class CommonRequest(PresetFields, kw_only=True):
     ] = None
     user: Annotated[str | None, Meta(description="Accepted, and not used.")] = None
     role_config: Annotated[
-        fields.RoleConfigWire | None, Meta(description="How the roles of the chat become those of the model.")
+        fields.RoleConfigWire | None,
+        only_in(None, "instruct", description="How the roles of the chat become those of the model."),
     ] = None
     dry: Annotated[DryWire | None, Meta(description="The DRY sampler; multiplier 0 is off.")] = None
     minimum_message_content_tokens: Annotated[
@@ -107,12 +159,18 @@ class ChatCompletionRequest(CommonRequest, kw_only=True):
 
 
 class CompletionRequest(CommonRequest, kw_only=True):
-    """`prompt`: a text, a list of texts, token ids, or a list of token id lists."""
+    """`prompt`: a text, a list of texts, token ids, or a list of token id lists; or `messages` instead."""
 
     prompt: Annotated[
-        str | list[str | int | list[int]],
-        Meta(description="A text, token ids, or a list of either; in the model's own format."),
-    ]
+        str | list[str | int | list[int]] | None,
+        Meta(
+            description="A text, token ids, or a list of either; in the model's own format. Needed without `messages`."
+        ),
+    ] = None
+    messages: Annotated[
+        Annotated[list[ChatMessage], Meta(min_length=1, max_length=fields.MAX_MESSAGES)] | None,
+        Meta(description="A chat, instead of a prompt."),
+    ] = None
     logprobs: fields.TopLogprobs | None = None
     echo: Annotated[bool | None, Meta(description="The prompt stands before the answer.")] = None
 

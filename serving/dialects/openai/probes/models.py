@@ -5,6 +5,7 @@ import msgspec
 from serving.dialects.base import OPERATOR, Standing
 from serving.dialects.lines import encode
 from serving.dialects.openai.probes import wire
+from serving.errors import Unsupported
 
 OK = encode("OK")
 """How text-generation-webui answers what is done."""
@@ -37,6 +38,14 @@ async def health(query: msgspec.Struct, standing: Standing) -> bytes:
 async def stop_generation(request: wire.NoBody, standing: Standing) -> bytes:
     await standing.stop()
     return OK
+
+
+async def loras(query: msgspec.Struct, standing: Standing) -> bytes:
+    return encode(wire.InternalLoras([]))
+
+
+async def change_loras(request: wire.LoadLoras | wire.NoBody, standing: Standing) -> bytes:
+    raise Unsupported("This server has no LoRA adapters: merge one into its model, and load that.")
 
 
 async def load_model(request: wire.LoadModel, standing: Standing) -> bytes:

@@ -2,12 +2,29 @@
 
 from typing import Any
 
-from serving.dialects.base import Call, Listing
-from serving.dialects.openai.probes import models, tokens, wire
+from serving.dialects.base import Call, Endpoint, Listing
+from serving.dialects.openai.lookup import look_up
+from serving.dialects.openai.probes import logits, models, tokens, wire
 from serving.dialects.openai.wire import NoQuery
 
 _ROOTS = ("", "/api/openai", "/textgen")
 """Clients take `/v1` off the address that they are given, and add what they know of the server."""
+
+ENDPOINTS: tuple[Endpoint[Any], ...] = (
+    Endpoint(
+        "internal.logits",
+        "/internal/logits",
+        "What the next token may be",
+        wire.LogitsRequest,
+        wire.Logits,
+        ("application/json",),
+        (),
+        logits.logits_to_core,
+        logits.logits_teller,
+        logits.ignored,
+        look_up,
+    ),
+)
 
 SERVER_CALLS: tuple[Call[Any], ...] = (
     Call(
@@ -64,6 +81,24 @@ CALLS: tuple[Call[Any], ...] = (
         models.stop_generation,
     ),
     Call(
+        "internal.lora.load",
+        "/internal/lora/load",
+        "Not built: the answer is 501",
+        wire.LoadLoras,
+        str,
+        models.change_loras,
+        access="admin",
+    ),
+    Call(
+        "internal.lora.unload",
+        "/internal/lora/unload",
+        "Not built: the answer is 501",
+        wire.NoBody,
+        str,
+        models.change_loras,
+        access="admin",
+    ),
+    Call(
         "internal.model.load",
         "/internal/model/load",
         "Serve a model in the place of another",
@@ -103,6 +138,16 @@ LISTINGS: tuple[Listing[Any], ...] = (
         NoQuery,
         wire.InternalModels,
         models.internal_models,
+        access="either",
+    ),
+    Listing(
+        "internal.lora.list",
+        "/internal/lora/list",
+        "LoRA adapters that are loaded: none",
+        ("GET",),
+        NoQuery,
+        wire.InternalLoras,
+        models.loras,
         access="either",
     ),
 )

@@ -67,7 +67,7 @@ async def token_count(request: wire.InternalEncode, standing: Standing) -> bytes
 
 async def _chat_ids(messages: list[ChatMessage], model: str | None, standing: Standing, answered: bool) -> list[int]:
     """The ids of a chat, as a chat completion sends them to the engine; not `answered`: without its answer's header."""
-    context = Context("", 0, standing.catalog)
+    context = Context("", 0, standing.catalog, standing.library)
     (prompt,) = chat_to_core(ChatCompletionRequest(model=model, messages=messages), context).prompts
     assert isinstance(prompt, ChatPrompt)
     return await standing.prompting(model).encode_chat(prompt, answered=answered)

@@ -10,7 +10,10 @@ import msgspec
 from msgspec import Meta
 
 from serving.dialects import fields
-from serving.dialects.openai.wire import ChatMessage
+from serving.dialects.openai.wire import ChatMessage, CompletionRequest
+
+MOST_LOGITS = 262_143
+"""More than a vocabulary has."""
 
 Model = Annotated[fields.ModelName | None, Meta(description="A model; the default model if missing or empty.")]
 TokenIds = Annotated[list[fields.BiasedToken], Meta(description="Token ids of the model.")]
@@ -138,6 +141,20 @@ class InternalModels(msgspec.Struct):
     model_names: list[str]
 
 
+class LogitsRequest(CompletionRequest, kw_only=True):
+    use_samplers: Annotated[
+        bool | None, Meta(description="What the samplers leave, not what the model says; false by default.")
+    ] = None
+    top_logits: Annotated[
+        Annotated[int, Meta(ge=1, le=MOST_LOGITS)] | None,
+        Meta(description="How many of the likeliest tokens; 50 by default."),
+    ] = None
+
+
+Logits = dict[str, float]
+"""Probabilities by token, as the vocabulary spells it."""
+
+
 class LoadSettings(msgspec.Struct, kw_only=True):
     replaces: Annotated[
         str | None,
@@ -155,6 +172,14 @@ class LoadModel(msgspec.Struct, kw_only=True):
         Meta(description="Engine arguments that differ from the configured."),
     ] = None
     settings: Annotated[LoadSettings | None, Meta(description="`replaces` and `template`; the rest is ignored.")] = None
+
+
+class InternalLoras(msgspec.Struct):
+    lora_names: list[str]
+
+
+class LoadLoras(msgspec.Struct, kw_only=True):
+    lora_names: Annotated[list[str], Meta(description="Adapters; none can be loaded on this server.")]
 
 
 class UnloadModel(msgspec.Struct, kw_only=True):

@@ -1,0 +1,132 @@
+"""A caller's own Jinja template and turns -> text in the model's format, in which contents are data.
+
+The template runs in another process with little time and memory (`jinja_child.py`): here it is only waited for. It does
+not: know where templates come from, or encode.
+
+Laws: a special token spelled in a content is broken by a seam, a character that nothing else holds, before the template
+sees it, and stays broken whatever the template does with the content: at the seam the text is encoded in parts. What
+remains: a template that puts a token together from its own characters and a content's, or from two contents, writes it.
+Contents appear in no error.
+"""
+
+import asyncio
+import json
+import sys
+from asyncio.subprocess import DEVNULL, PIPE
+from collections.abc import Collection, Iterator
+from pathlib import Path
+from typing import Any
+
+from serving.core import Message, RawPrompt, TemplatePrompt
+from serving.errors import InvalidRequest, Overloaded
+
+WALL_S = 10.0
+"""How long a template may take with all others around it; the process has a stricter limit of its own."""
+AT_ONCE = 4
+MOST_WAITING = 32
+"""Templates that run and wait: the next one is refused, since nothing has been paid for it yet."""
+_CHILD = Path(__file__).with_name("jinja_child.py")
+_SEAMS = [chr(code) for code in range(0xFDD0, 0xFDF0)]
+"""Characters that Unicode leaves to programs for their own use."""
+
+
+class _Line:
+    """The templates that run and wait."""
+
+    def __init__(self) -> None:
+        self.places = asyncio.Semaphore(AT_ONCE)
+        self.length = 0
+
+
+_LINE = _Line()
+
+
+async def render(prompt: TemplatePrompt, special: Collection[str], *, bos: str, eos: str) -> RawPrompt:
+    """The text that the template writes; `special` are the spellings of special tokens. Raises InvalidRequest,
+    Overloaded."""
+    seam, end, job = await asyncio.to_thread(_job, prompt, special, bos, eos)
+    told = await _in_turn(job)
+    if told is None:
+        raise InvalidRequest(f"{prompt.param} takes too much time or memory.", param=prompt.param)
+    answer: dict[str, Any] = await asyncio.to_thread(json.loads, told)
+    if "error" in answer:
+        where = "" if answer["line"] is None else f" in line {answer['line']}"
+        raise InvalidRequest(f"{prompt.param} fails{where}: {answer['error']}.", param=prompt.param)
+    text: str = answer["text"]
+    if prompt.continued:
+        text, found, _ = text.partition(end)
+        if not found:
+            raise InvalidRequest(f"{prompt.param} does not write the turn to continue.", param="continue_")
+    return RawPrompt(text + _broken(prompt.begun, special, seam), seam, "messages")
+
+
+def _job(prompt: TemplatePrompt, special: Collection[str], bos: str, eos: str) -> tuple[str, str, bytes]:
+    """The seam, the mark behind a turn to continue, and what the process reads."""
+    seam, end, *_ = _unused(prompt)
+    turns = [_turn(message, special, seam) for message in prompt.messages]
+    if prompt.continued:
+        turns[-1]["content"] += end
+    values: dict[str, object] = {name: _broken(text, special, seam) for name, text in prompt.values.items()}
+    values |= {"messages": turns, "tools": None, "documents": None, "bos_token": bos, "eos_token": eos}
+    values["add_generation_prompt"] = not prompt.continued
+    return seam, end, json.dumps({"template": prompt.template, "values": values}).encode()
+
+
+def _unused(prompt: TemplatePrompt) -> list[str]:
+    """Characters that neither the template nor a content holds."""
+    texts = list(_texts(prompt))
+    found = [mark for mark in _SEAMS if not any(mark in text for text in texts)]
+    if len(found) < 2:
+        raise InvalidRequest(
+            "The messages hold too many characters that are none (U+FDD0 to U+FDEF).", param="messages"
+        )
+    return found
+
+
+def _texts(prompt: TemplatePrompt) -> Iterator[str]:
+    yield from (prompt.template, prompt.begun, *prompt.values.values())
+    for message in prompt.messages:
+        yield from (message.content, *message.names)
+
+
+def _turn(message: Message, special: Collection[str], seam: str) -> dict[str, str]:
+    turn = {"role": message.role, "content": _broken(message.content, special, seam)}
+    if message.names:
+        turn["name"] = _broken("; ".join(message.names), special, seam)
+    return turn
+
+
+def _broken(text: str, special: Collection[str], seam: str) -> str:
+    """The text with a seam inside of every special token that it spells."""
+    for token in special:
+        if len(token) > 1 and token in text:
+            text = text.replace(token, token[0] + seam + token[1:])
+    return text
+
+
+async def _in_turn(job: bytes) -> bytes | None:
+    if _LINE.length >= MOST_WAITING:
+        raise Overloaded("Too many templates are being rendered. Try again in a moment.", retry_after_s=1)
+    _LINE.length += 1
+    try:
+        async with _LINE.places:
+            return await _run(job)
+    finally:
+        _LINE.length -= 1
+
+
+async def _run(job: bytes) -> bytes | None:
+    """What the process says; None when it was ended before it said anything."""
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-I", str(_CHILD)), stdin=PIPE, stdout=PIPE, stderr=DEVNULL, env={}
+    )
+    try:
+        async with asyncio.timeout(WALL_S):
+            told, _ = await process.communicate(job)
+    except TimeoutError:
+        return None
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+    return told if process.returncode == 0 else None
