@@ -7,11 +7,15 @@ import os
 import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
-from tests.end_to_end.conftest import ServerProcess, ended, start, wait_ready
+from tests.clients.page import CHATML, LLAMA3, SHIPPED, Page, Turn, visit
+from tests.clients.scripted_server import SCRIPTS
+from tests.clients.tavern import TYPES, VERSIONS, Tavern
+from tests.end_to_end.conftest import LLAMA3_DIR, ServerProcess, ended, start, wait_ready
 
 HERE = Path(__file__).parent
 NODE_S = 120
@@ -48,3 +52,56 @@ def run_node(server: ServerProcess) -> Callable[[str], None]:
         assert told.returncode == 0, told.stdout + told.stderr
 
     return run
+
+
+# ---- SillyTavern -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="session")
+def scripted() -> Iterator[ServerProcess]:
+    """A server process with the models of `scripted_server.py`, both of the Llama 3 kind."""
+    with tempfile.TemporaryDirectory() as folder:
+        config = Path(folder) / "serving.toml"
+        model = f'path = "{LLAMA3_DIR}"\ntemplate = "llama3-writer"\n'
+        config.write_text("".join(f'[[models]]\nid = "{name}"\n{model}' for name in SCRIPTS))
+        server = start([str(HERE / "scripted_server.py")], Path(folder), SERVING_CONFIG=str(config))
+        try:
+            wait_ready(server)
+            yield server
+        finally:
+            ended(server)
+
+
+@pytest.fixture(scope="session")
+def taverns() -> Iterator[dict[str, Tavern]]:
+    """A server of each version, in which our key is saved for every type."""
+    with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
+        started = {}
+        for version in VERSIONS:
+            started[version] = Tavern.start(version, Path(folder) / version)
+            stack.callback(started[version].stop)
+        for tavern in started.values():
+            tavern.wait_ready()
+            for api in (*TYPES, "custom"):
+                tavern.save_key(api)
+        yield started
+
+
+@pytest.fixture(scope="session", params=VERSIONS)
+def tavern(request: pytest.FixtureRequest, taverns: dict[str, Tavern]) -> Tavern:
+    return taverns[request.param]
+
+
+@pytest.fixture(scope="session")
+def page(
+    tavern: Tavern, server: ServerProcess, scripted: ServerProcess, tmp_path_factory: pytest.TempPathFactory
+) -> Page:
+    """What a user's browser shows in a chat of a turn for each preset, with the demo model where it is one of its own.
+
+    Its pictures are kept in the folder `SILLYTAVERN_PICTURES` if that is set; those of the docs were made so.
+    """
+    pictures = Path(os.environ.get("SILLYTAVERN_PICTURES") or tmp_path_factory.mktemp("pictures")) / tavern.version
+    pictures.mkdir(exist_ok=True)
+    turns = [Turn(server.url, CHATML), Turn(scripted.url, LLAMA3)]
+    shipped = [Turn(server.url, SHIPPED)] if tavern.version == "1.12" else []
+    return visit(tavern, [*shipped, *turns], pictures)

@@ -136,6 +136,26 @@ async def test_the_settings_that_sillytavern_starts_with_ask_for_nothing(run: Ru
     assert IGNORED not in response.headers
 
 
+ORDERS = {
+    "1.19": "repetition_penalty presence_penalty frequency_penalty dry temperature dynamic_temperature "
+    "quadratic_sampling top_n_sigma top_k top_p typical_p epsilon_cutoff eta_cutoff tfs top_a min_p adaptive_p mirostat "
+    "xtc encoder_repetition_penalty no_repeat_ngram",
+    "1.12": "repetition_penalty presence_penalty frequency_penalty dry temperature dynamic_temperature "
+    "quadratic_sampling top_k top_p typical_p epsilon_cutoff eta_cutoff tfs top_a min_p mirostat "
+    "xtc encoder_repetition_penalty no_repeat_ngram",
+}
+"""The order of samplers that each version of SillyTavern sends when nobody chose one."""
+
+
+@pytest.mark.parametrize("version", ORDERS)
+async def test_the_usual_order_of_each_version_asks_for_nothing(run: Running, version: str) -> None:
+    usual = ORDERS[version].split()
+    for order, named in ((usual, None), (usual[::-1], "sampler_priority")):
+        body = {"prompt": "Once", "max_tokens": 5, "sampler_priority": order}
+        response = await run.client.post("/v1/completions", json=body)
+        assert response.headers.get(IGNORED) == named
+
+
 OF_THE_API = """
 min_p top_k repetition_penalty repetition_penalty_range typical_p tfs top_a epsilon_cutoff
 eta_cutoff guidance_scale negative_prompt penalty_alpha mirostat_mode mirostat_tau mirostat_eta temperature_last

@@ -68,15 +68,22 @@ _USUAL_ORDER = [
     "tfs",
     "top_a",
     "min_p",
+    "adaptive_p",
     "mirostat",
     "xtc",
     "encoder_repetition_penalty",
     "no_repeat_ngram",
 ]
-_OWN_ORDER = [name for name in _USUAL_ORDER if name != "top_n_sigma"]
+_WITHOUT_ADAPTIVE = [name for name in _USUAL_ORDER if name != "adaptive_p"]
+_OLD_ORDER = [name for name in _WITHOUT_ADAPTIVE if name != "top_n_sigma"]
+_OWN_ORDER = [*_OLD_ORDER]
 _OWN_ORDER.insert(_OWN_ORDER.index("temperature"), "top_n_sigma")
-_ORDERS = [order for usual in (_USUAL_ORDER, _OWN_ORDER) for order in (usual, "\n".join(usual))]
-"""What SillyTavern and text-generation-webui send when nobody chose an order."""
+_ORDERS = [
+    order
+    for usual in (_USUAL_ORDER, _WITHOUT_ADAPTIVE, _OLD_ORDER, _OWN_ORDER)
+    for order in (usual, "\n".join(usual))
+]
+"""What SillyTavern (its page, its presets, its 1.12) and text-generation-webui send when nobody chose an order."""
 
 
 class UnusedFields(FlatDryWire, kw_only=True):
