@@ -7,7 +7,7 @@ import msgspec
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 
-from serving.dialects.base import Dialect, Listing, Posted, posted
+from serving.dialects.base import Dialect, Listing, Posted, TaskEndpoint, posted
 from serving.edge.description import parameters
 
 _SECURITY_SCHEME = "bearer"
@@ -39,7 +39,8 @@ class Description:
             },
         }
         if not isinstance(endpoint, Listing):
-            body = {"application/json": {"schema": self._references[endpoint.wire]}}
+            kind = "multipart/form-data" if isinstance(endpoint, TaskEndpoint) and endpoint.form else "application/json"
+            body = {kind: {"schema": self._references[endpoint.wire]}}
             operation["requestBody"] = {"required": True, "content": body}
             # A stream is a sequence of events, which OpenAPI cannot describe further.
             operation["responses"]["200"]["content"] |= {kind: {} for kind in endpoint.stream_media_types}

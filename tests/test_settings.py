@@ -39,6 +39,7 @@ def test_a_whole_file(tmp_path: Path) -> None:
         cors_origins = ["https://a", "https://b"]
         default_model = "n"
         max_body_bytes = 10
+        max_form_bytes = 20
         max_running_choices = 2
         keep_alive_s = 5
         write_timeout_s = 1.5

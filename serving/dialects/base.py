@@ -7,7 +7,7 @@ dialect is made from it, so a stream and a whole answer cannot disagree.
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, date, datetime
-from typing import Any, Generic, NamedTuple, Protocol, TypeAlias, TypeVar
+from typing import Any, BinaryIO, Generic, NamedTuple, Protocol, TypeAlias, TypeVar
 
 import msgspec
 
@@ -100,11 +100,12 @@ def _unknown(known: Iterable[str], param: str) -> UnknownModel:
 
 @dataclass(frozen=True, slots=True)
 class Context:
-    """What a translation needs beside the wire request. `now` is a Unix time in seconds."""
+    """What a translation needs beside the wire request. `now` is a Unix time in seconds, `file` that of a form."""
 
     request_id: str
     now: int
     catalog: Catalog
+    file: BinaryIO | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -235,7 +236,8 @@ class Told(NamedTuple):
 class TaskEndpoint(Generic[W]):
     """One endpoint for work without a token stream. The rest is as for `Endpoint`.
 
-    `tell` gets the result that the model's engine has for what `to_core` asks, and the units that were charged.
+    `tell` gets the result that the model's engine has for what `to_core` asks, and the units that were charged. With
+    `form` it is asked by a form, which may hold a file.
     """
 
     name: str
@@ -247,6 +249,7 @@ class TaskEndpoint(Generic[W]):
     tell: Callable[[W, Any, ModelInfo, Receipt], Told]
     whole_media_types: tuple[str, ...] = ("application/json",)
     stream_media_types: tuple[str, ...] = ()
+    form: bool = False
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ import msgspec
 
 from serving.dialects.base import Endpoint, Listing, ModelInfo, Standing
 from serving.dialects.lines import encode
-from serving.dialects.openai import billing, wire
+from serving.dialects.openai import billing, speech, wire
 from serving.dialects.openai.tasks import TASKS
 from serving.dialects.openai.tell import chat_teller, error_body, text_teller
 from serving.dialects.openai.translate import chat_to_core, text_to_core
@@ -72,7 +72,7 @@ class OpenAI:
             text_teller,
         ),
     )
-    tasks = TASKS
+    tasks = (*TASKS, *speech.TASKS)
     listings: tuple[Listing[Any], ...] = (
         Listing("models", "/models", _MODELS, _BOTH, wire.NoQuery, wire.ModelList, list_models),
         Listing("models", "/models/list", _MODELS, _BOTH, wire.NoQuery, wire.ModelList, list_models),
