@@ -10,7 +10,7 @@ ENGINE_LOCK := $(shell nvidia-smi >/dev/null 2>&1 && echo requirements/cuda.lock
 ENVIRONMENT = $(if $(API_KEY),SERVING_API_KEY='$(API_KEY)') $(if $(CONFIG),SERVING_CONFIG='$(CONFIG)')
 OPTIONS = $(if $(HOST),--host '$(HOST)') $(if $(PORT),--port '$(PORT)')
 
-.PHONY: help serve test chaos check format clean
+.PHONY: help serve test clients system-deps needed chaos check format clean
 
 help: ## list the commands
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -20,6 +20,15 @@ serve: .venv/serve.stamp ## start the server (HOST, PORT, API_KEY, CONFIG)
 
 test: .venv/test.stamp ## run all tests, with a real engine on this machine
 	.venv/bin/python -m pytest
+
+clients: needed .venv/clients.stamp tests/clients/node_modules/.stamp ## run the tests with the published clients
+	.venv/bin/python -m pytest tests/clients
+
+system-deps: ## install what these need of Debian (as root)
+	@deploy/system-deps.sh
+
+needed:
+	@deploy/system-deps.sh check
 
 chaos: .venv/test.stamp ## kill everything under load, and see whether the books add up
 	.venv/bin/python -m loadtests.ledger_chaos
@@ -35,7 +44,7 @@ format: .venv/test.stamp ## let ruff format the code
 	.venv/bin/ruff format
 
 clean: ## remove what make installed
-	rm -rf .venv
+	rm -rf .venv tests/clients/node_modules
 
 .venv/serve.stamp: $(ENGINE_LOCK) pyproject.toml
 	@deploy/setup.sh $(ENGINE_LOCK)
@@ -43,4 +52,12 @@ clean: ## remove what make installed
 
 .venv/test.stamp: .venv/serve.stamp requirements/test.lock
 	@deploy/setup.sh $(ENGINE_LOCK) requirements/test.lock
+	@touch $@
+
+.venv/clients.stamp: .venv/test.stamp requirements/clients.lock
+	@deploy/setup.sh $(ENGINE_LOCK) requirements/test.lock requirements/clients.lock
+	@touch $@
+
+tests/clients/node_modules/.stamp: tests/clients/package-lock.json
+	cd tests/clients && npm ci
 	@touch $@

@@ -31,16 +31,6 @@ make_venv() {
     exit 1
 }
 
-# Tests of the ledger run on Debian's Redis, too; where there is none, they are skipped and say so.
-install_redis() {
-    command -v redis-server >/dev/null && return
-    [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null || return 0
-    say "Installing Debian's redis-server for the tests."
-    { timeout 120 apt-get update -qq &&
-        DEBIAN_FRONTEND=noninteractive timeout 120 apt-get install -y -qq --no-install-recommends redis-server; } \
-        >/dev/null 2>&1 || say "It could not be installed: tests on it are skipped."
-}
-
 # pip tells every package it collects; show how far it is instead.
 progress() {
     awk -v total="$1" '
@@ -57,4 +47,3 @@ say "Installing $* into .venv (some minutes the first time)"
 .venv/bin/python -m pip install --disable-pip-version-check --no-deps --progress-bar off "${locks[@]}" |
     progress "$(cat "$@" | grep -c '==')"
 .venv/bin/python -m pip install --disable-pip-version-check -q --no-deps --no-build-isolation -e .
-case " $* " in *test.lock*) install_redis ;; esac

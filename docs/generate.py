@@ -60,7 +60,7 @@ def endpoints(dialect: Dialect) -> str:
                 _code(listing.whole_media_types),
             ]
 
-    where = f"Mounted under {_code(dialect.prefixes)}.\n\n"
+    where = f"Mounted under {_code(prefix or '/' for prefix in dialect.prefixes)}.\n\n"
     return where + table(("Address", "What it does", "Answers"), rows())
 
 
@@ -73,12 +73,19 @@ def _rows(kind: inspect.Type, prefix: str) -> Iterator[list[str]]:
     for field in kind.fields:
         told = _members(field.type)
         name = prefix + field.encode_name
-        default = "required" if field.required else f"{_DEFAULTS[field.name]:g}" if field.name in _DEFAULTS else ""
-        yield [f"`{name}`", " or ".join(filter(None, map(_type, told))), default, _meaning(field.type)]
+        yield [f"`{name}`", " or ".join(filter(None, map(_type, told))), _meant(field), _meaning(field.type)]
         for member in told:
             inner = _bare(member.item_type) if isinstance(member, inspect.ListType) else member
             if isinstance(inner, inspect.StructType):
                 yield from _rows(inner, f"{name}[]." if isinstance(member, inspect.ListType) else f"{name}.")
+
+
+def _meant(field: inspect.Field) -> str:
+    """What a field means when it is not sent: as its dialect says, else as core does."""
+    if field.required:
+        return "required"
+    default = _DEFAULTS.get(field.name) if field.default is None else field.default
+    return f"{default:g}" if isinstance(default, int | float) and not isinstance(default, bool) else ""
 
 
 def _bare(kind: inspect.Type) -> inspect.Type:

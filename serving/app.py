@@ -28,6 +28,7 @@ from serving.core import Plan
 from serving.dialects.base import Dialect, Listing, ModelInfo, Moderation, Posted, posted
 from serving.dialects.dreamgen.translate import DreamGen
 from serving.dialects.http import Exchange, Http, listing_response
+from serving.dialects.livepeer.translate import Livepeer
 from serving.dialects.openai.dialect import OpenAI
 from serving.edge.headers import EXPOSED, error_headers
 from serving.engine.base import Engine, TaskEngine
@@ -43,7 +44,7 @@ from serving.prompting.texts import Texts, labels_of
 from serving.settings import ModelSettings, Settings, SettingsError
 from serving.tasks import Sizes, TaskModel, Tasks
 
-DIALECTS: tuple[Dialect, ...] = (DreamGen(), OpenAI())
+DIALECTS: tuple[Dialect, ...] = (DreamGen(), OpenAI(), Livepeer())
 
 
 @dataclass(frozen=True)
@@ -269,13 +270,21 @@ def mount_errors(app: FastAPI) -> None:
         known = MethodNotAllowed if status == 405 else NotFound
         told = known(f"There is no {request.method} {path} here." if status == 405 else f"There is no {path} here.")
         headers = error_headers(told) | ({"allow": _methods(app, path)} if status == 405 else {})
-        for dialect in DIALECTS:
-            if any(path.startswith(prefix + "/") for prefix in dialect.prefixes):
-                code, body = dialect.render_error(told)
-                return Response(body, code, headers)
+        if dialect := _dialect_of(path):
+            code, body = dialect.render_error(told)
+            return Response(body, code, headers)
         return JSONResponse({"detail": told.message}, told.status, headers)
 
     app.add_exception_handler(HTTPException, handle)
+
+
+def _dialect_of(path: str) -> Dialect | None:
+    """The dialect whose prefix an address lies under. One without a prefix has no addresses but its own."""
+    for dialect in DIALECTS:
+        own = {endpoint.path for endpoint in posted(dialect) if "" in dialect.prefixes}
+        if path in own or any(path.startswith(prefix + "/") for prefix in dialect.prefixes if prefix):
+            return dialect
+    return None
 
 
 def _methods(app: FastAPI, path: str) -> str:

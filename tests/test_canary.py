@@ -19,7 +19,7 @@ from tests.service import KEY, SM, Running, bearer, listening, running, until
 CANARY = "canary7f3a"
 """Stands in prompts. What else must never be written are the texts of keys."""
 
-NATIVE, CHAT, TEXT = "/api/v1/model/completion", "/v1/chat/completions", "/v1/completions"
+NATIVE, CHAT, TEXT, LLM = "/api/v1/model/completion", "/v1/chat/completions", "/v1/completions", "/llm"
 SAID = [{"role": "user", "name": CANARY, "content": CANARY}]
 
 
@@ -44,6 +44,7 @@ def requests() -> Iterator[tuple[str, object]]:
         yield CHAT, {"messages": SAID, "stream": stream, **openai}
         yield CHAT, {"messages": SAID, "model": f"{SM}/text", "stream": stream, "n": 2, **openai}
         yield TEXT, {"prompt": [CANARY, CANARY], "stream": stream, "echo": True, "logprobs": 1, **openai}
+        yield LLM, {"messages": SAID, "stream": stream, **openai}
     broken: list[dict[str, Any]] = [
         {"model": CANARY},
         {"model": f"{SM}/{CANARY}"},
@@ -68,7 +69,9 @@ def requests() -> Iterator[tuple[str, object]]:
         yield CHAT, {"messages": SAID, **part}
         yield TEXT, {"prompt": CANARY, **part}
         yield NATIVE, {"input": CANARY, "modelId": part.get("model"), "samplingParams": part}
-    yield CHAT, {"messages": [{"role": CANARY, "content": CANARY}]}
+        yield LLM, {"messages": SAID, **part}
+    for path in (CHAT, LLM):
+        yield path, {"messages": [{"role": CANARY, "content": CANARY}]}
     yield CHAT, {"messages": [{"role": "user", "content": [{"type": CANARY, "text": CANARY}]}]}
     yield CHAT, {"messages": [{"role": "user", "content": CANARY * 20_000}]}
     yield TEXT, {"prompt": CANARY * 20_000}
@@ -115,7 +118,7 @@ async def test_requests_that_pass_and_that_fail(run: Running, logs: pytest.LogCa
         for broken in (content[:-1], content + CANARY, content.replace(CANARY, f"{CANARY}\\ud800")):
             response = await run.client.post(path, content=broken)
             assert not told_in_errors(response), (broken, response.text)
-    assert statuses == {200, 400, 404}
+    assert statuses == {200, 400, 404, 422}
     await run.client.post(CHAT, json={"messages": SAID}, headers={"authorization": f"Bearer {CANARY}"})
     assert any(record.name.startswith("serving") for record in logs.records)
     await assert_nowhere(run, logs, tmp_path)

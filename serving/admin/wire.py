@@ -31,7 +31,7 @@ Amount = Annotated[
     ),
 ]
 LastDay = Annotated[datetime.date, Meta(description="The last day (UTC) it works; it does not end by default.")]
-Limit = Annotated[int, Meta(ge=1, le=1000, description="The most to list; 100 by default.")]
+Limit = Annotated[int, Meta(ge=1, le=1000, description="The most to list.")]
 
 
 class Asked(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):

@@ -3,11 +3,11 @@
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from serving.app import DIALECTS
 from serving.dialects.base import Dialect, Endpoint
-from serving.errors import ServingError
+from serving.errors import InvalidRequest, PromptTooLong, ServingError, UnknownModel
 from tests.service import SM
 
 
@@ -28,6 +28,14 @@ class Told:
         return self.prompt_tokens, self.completion_tokens
 
 
+class Complaint(NamedTuple):
+    """An error as a client understands it: what it says, and the field and code that it names, if it does."""
+
+    message: str
+    param: str | None = None
+    code: str | None = None
+
+
 def _native_body(prompt: str, stream: bool, model: str, max_tokens: int | None, stop: tuple[str, ...]) -> object:
     params = {"maxTokens": max_tokens, "stopSequences": list(stop)}
     return {"modelId": model, "input": prompt, "stream": stream, "samplingParams": params}
@@ -44,6 +52,12 @@ def _text_body(prompt: str, stream: bool, model: str, max_tokens: int | None, st
 def _openai(stream: bool, model: str, max_tokens: int | None, stop: tuple[str, ...]) -> dict[str, object]:
     usage = {"stream_options": {"include_usage": True}} if stream else {}
     return {"model": model, "stream": stream, "max_tokens": max_tokens, "stop": list(stop), **usage}
+
+
+def _llm_body(prompt: str, stream: bool, model: str, max_tokens: int | None, stop: tuple[str, ...]) -> object:
+    """The protocol knows no stop strings."""
+    messages = [{"role": "user", "content": prompt}]
+    return {"messages": messages, "model": model, "stream": stream, "max_tokens": max_tokens}
 
 
 def _read_native(body: str) -> Told:
@@ -83,11 +97,11 @@ def _read_openai(body: str) -> Told:
 
 
 def _add_openai(told: Told, part: dict[str, Any]) -> None:
-    if "error" in part:
+    if "choices" not in part:
         told.error = part
         return
     for choice in part["choices"]:
-        text = choice["text"] if "text" in choice else choice.get("delta", choice.get("message")).get("content", "")
+        text = choice["text"] if "text" in choice else (choice.get("message") or choice["delta"]).get("content", "")
         told.text += text
         told.parts.append(text)
         told.reason = choice["finish_reason"] or told.reason
@@ -95,8 +109,16 @@ def _add_openai(told: Told, part: dict[str, Any]) -> None:
         told.prompt_tokens, told.completion_tokens = part["usage"]["prompt_tokens"], part["usage"]["completion_tokens"]
 
 
+def _status(kind: type[ServingError]) -> int:
+    return kind.status
+
+
 def _native_error(error: ServingError) -> object:
     return {"success": False, "message": error.message, "status": error.status}
+
+
+def _native_complaint(body: Any) -> Complaint:  # noqa: ANN401  # JSON
+    return Complaint(body["message"])
 
 
 _TYPES = {401: "authentication_error", 402: "insufficient_quota", 403: "permission_error", 429: "rate_limit_error"}
@@ -107,19 +129,71 @@ def _openai_error(error: ServingError) -> object:
     return {"error": {"message": error.message, "type": kind, "param": error.param, "code": error.code}}
 
 
+def _openai_complaint(body: Any) -> Complaint:  # noqa: ANN401  # JSON
+    return Complaint(body["error"]["message"], body["error"]["param"], body["error"]["code"])
+
+
+def _llm_status(kind: type[ServingError]) -> int:
+    if issubclass(kind, InvalidRequest) and kind is not PromptTooLong:
+        return 422
+    return 400 if kind is UnknownModel else kind.status
+
+
+def _llm_error(error: ServingError) -> object:
+    if _llm_status(type(error)) != 422:
+        return {"detail": {"msg": error.message}}
+    steps = (error.param or "").replace("[", ".").replace("]", "").split(".")
+    loc = ["body", *(int(step) if step.isdecimal() else step for step in filter(None, steps))]
+    return {"detail": [{"loc": loc, "msg": error.message, "type": error.code}]}
+
+
+def _llm_frame(error: ServingError) -> object:
+    return {"error": error.message}
+
+
+def _llm_complaint(body: Any) -> Complaint:  # noqa: ANN401  # JSON
+    if "error" in body:
+        return Complaint(body["error"])
+    if isinstance(body["detail"], dict):
+        return Complaint(body["detail"]["msg"])
+    (told,) = body["detail"]
+    param = "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in told["loc"][1:])
+    return Complaint(told["msg"], param.removeprefix(".") or None, told["type"])
+
+
+@dataclass(frozen=True)
+class Errors:
+    """How a dialect tells errors: body, last frame of a stream and status; `complaint` reads a body or frame."""
+
+    body: Callable[[ServingError], object]
+    frame: Callable[[ServingError], object]
+    complaint: Callable[[Any], Complaint]
+    status: Callable[[type[ServingError]], int] = _status
+
+
+_NATIVE_ERRORS = Errors(_native_error, _native_error, _native_complaint)
+_OPENAI_ERRORS = Errors(_openai_error, _openai_error, _openai_complaint)
+_LLM_ERRORS = Errors(_llm_error, _llm_frame, _llm_complaint, _llm_status)
+
+
 @dataclass(frozen=True)
 class Adapter:
-    """One generating endpoint. `read` gives what a body says, streamed or whole; `error` the body of an error."""
+    """One generating endpoint. `read` gives what a body says, streamed or whole."""
 
     dialect: Dialect
     endpoint: Endpoint[Any]
     make_body: Callable[[str, bool, str, int | None, tuple[str, ...]], object]
     read: Callable[[str], Told]
-    error: Callable[[ServingError], object]
+    errors: Errors
 
     @property
     def path(self) -> str:
         return self.dialect.prefixes[0] + self.endpoint.path
+
+    @property
+    def stops(self) -> bool:
+        """Whether the protocol knows stop strings."""
+        return "MARK" in json.dumps(self.body(stream=True, stop=("MARK",)))
 
     def body(
         self,
@@ -134,14 +208,15 @@ class Adapter:
 
 
 _PARTS: dict[tuple[str, str], tuple[Any, Any, Any]] = {
-    ("dreamgen", "completion"): (_native_body, _read_native, _native_error),
-    ("openai", "chat.completions"): (_chat_body, _read_openai, _openai_error),
-    ("openai", "completions"): (_text_body, _read_openai, _openai_error),
+    ("dreamgen", "completion"): (_native_body, _read_native, _NATIVE_ERRORS),
+    ("openai", "chat.completions"): (_chat_body, _read_openai, _OPENAI_ERRORS),
+    ("openai", "completions"): (_text_body, _read_openai, _OPENAI_ERRORS),
+    ("livepeer", "llm"): (_llm_body, _read_openai, _LLM_ERRORS),
 }
 
 ADAPTERS = {
     f"{dialect.name} {endpoint.name}": Adapter(dialect, endpoint, *_PARTS[dialect.name, endpoint.name])
     for dialect in DIALECTS
-    for endpoint in dialect.endpoints
+    for endpoint in reversed(dialect.endpoints)
 }
-"""One for every generating endpoint of every dialect: a missing one is a KeyError here."""
+"""One for every generating endpoint of every dialect: a missing one is a KeyError here. The first of a name counts."""

@@ -103,7 +103,7 @@ def normal(value: Any, prompt_tokens: int) -> Any:  # noqa: ANN401  # JSON in, J
         return value
     told = {key: normal(item, prompt_tokens) for key, item in value.items()}
     for key, item in told.items():
-        if key == "message" and isinstance(item, str):
+        if key in ("message", "msg") and isinstance(item, str):
             told[key] = re.sub(r"in [0-9.]+ s", "in SECONDS", re.sub(r"\d+ microcredits", "P+ microcredits", item))
         elif key == "resetsAt" and item:
             told[key] = "NEXT MONTH"

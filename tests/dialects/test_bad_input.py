@@ -15,6 +15,7 @@ from serving.errors import (
     MethodNotAllowed,
     NotFound,
     PayloadTooLarge,
+    PromptTooLong,
     ServingError,
     Unauthenticated,
     UnknownModel,
@@ -46,16 +47,14 @@ DEEP = "[" * 100_000 + "]" * 100_000
 
 def refused(adapter: Adapter, response: httpx.Response, kind: type[ServingError] = InvalidRequest) -> str:
     """The message of an error that has the status and the shape it should have."""
-    assert response.status_code == kind.status, response.text
-    body = response.json()
-    error = body.get("error", body)
-    again = kind(error["message"], param=error.get("param"))
-    again.code = error.get("code", kind.code)  # type: ignore[misc]  # subclasses of `kind` have other codes
-    assert body == adapter.error(again)
+    assert response.status_code == adapter.errors.status(kind), response.text
+    told = adapter.errors.complaint(response.json())
+    again = kind(told.message, param=told.param)
+    again.code = told.code or kind.code  # type: ignore[misc]  # subclasses of `kind` have other codes
+    assert response.json() == adapter.errors.body(again)
     assert response.headers["content-type"] == "application/json"
     assert NEVER not in response.text
-    message: str = error["message"]
-    return message
+    return told.message
 
 
 async def post(run: Running, adapter: Adapter, content: bytes | str) -> httpx.Response:
@@ -103,7 +102,7 @@ async def test_nesting_as_deep_as_the_decoder_goes(run: Running, adapter: Adapte
         }
         response = await run.client.post(adapter.path, content=json.dumps(body).replace('"MARK"', schema))
         statuses.add(response.status_code)
-    assert statuses <= {200, 400}
+    assert statuses <= {200, adapter.errors.status(InvalidRequest)}
 
 
 SURROGATES = ["\\ud800", "a\\udfff", "\\udc00\\ud800", "\\ud83d\\ud83d\\ude00"]
@@ -113,8 +112,9 @@ SURROGATES = ["\\ud800", "a\\udfff", "\\udc00\\ud800", "\\ud83d\\ud83d\\ude00"]
 async def test_a_lone_surrogate(run: Running, adapter: Adapter, escaped: str) -> None:
     for body in (adapter.body("MARK", stream=True), adapter.body(stream=True, model="MARK")):
         refused(adapter, await post(run, adapter, json.dumps(body).replace("MARK", escaped)))
-    body = adapter.body(stream=True, stop=("MARK",))
-    refused(adapter, await post(run, adapter, json.dumps(body).replace("MARK", escaped)))
+    if adapter.stops:
+        body = adapter.body(stream=True, stop=("MARK",))
+        refused(adapter, await post(run, adapter, json.dumps(body).replace("MARK", escaped)))
 
 
 async def test_invalid_utf8(run: Running, adapter: Adapter) -> None:
@@ -127,7 +127,7 @@ async def test_invalid_utf8(run: Running, adapter: Adapter) -> None:
 
 async def test_a_prompt_over_the_context_says_both_numbers(run: Running, adapter: Adapter) -> None:
     run.play(context_tokens=32)
-    message = refused(adapter, await post_json(run, adapter, adapter.body("river " * 40, stream=True)))
+    message = refused(adapter, await post_json(run, adapter, adapter.body("river " * 40, stream=True)), PromptTooLong)
     numbers = [int(number) for number in re.findall(r"\d+", message)]
     assert 32 in numbers
     assert max(numbers) > 40
@@ -135,11 +135,16 @@ async def test_a_prompt_over_the_context_says_both_numbers(run: Running, adapter
 
 @pytest.mark.parametrize("text", ["a" * 2_000_000, " " * 2_000_000, "🌊" * 500_000, "<|im_start|>" * 100_000])
 async def test_a_huge_prompt(run: Running, adapter: Adapter, text: str) -> None:
-    message = refused(adapter, await post_json(run, adapter, adapter.body(text, stream=True)))
+    message = refused(adapter, await post_json(run, adapter, adapter.body(text, stream=True)), PromptTooLong)
     assert "8192" in message
 
 
-async def test_a_million_stop_strings(run: Running, adapter: Adapter) -> None:
+STOPPING = pytest.mark.parametrize("name", [name for name, adapter in ADAPTERS.items() if adapter.stops])
+
+
+@STOPPING
+async def test_a_million_stop_strings(run: Running, name: str) -> None:
+    adapter = ADAPTERS[name]
     body = json.dumps(adapter.body(stream=True, stop=("MARK",)))
     for stop in ('"a",' * 1_000_000 + '"a"', '"' + "a" * 2_000_000 + '"', ",".join(['"abc"'] * 257)):
         content = body.replace('"MARK"', stop)
@@ -147,7 +152,9 @@ async def test_a_million_stop_strings(run: Running, adapter: Adapter) -> None:
         refused(adapter, await post(run, adapter, content))
 
 
-async def test_as_many_stop_strings_as_may_be(run: Running, adapter: Adapter) -> None:
+@STOPPING
+async def test_as_many_stop_strings_as_may_be(run: Running, name: str) -> None:
+    adapter = ADAPTERS[name]
     stop = tuple(f"{number:>1024}" for number in range(256))
     response = await run.client.post(adapter.path, json=adapter.body(stream=False, stop=stop))
     assert response.status_code == 200
@@ -256,7 +263,7 @@ SUFFIXES += ['{"user":{"role":"text","name":"a\\nb"}}', "%7B%22assistant%22%3A%7
 async def test_a_bad_role_config_behind_the_model(run: Running, adapter: Adapter, suffix: str) -> None:
     response = await post_json(run, adapter, adapter.body(stream=True, model=f"{SM}/{suffix}"))
     message = refused(adapter, response)
-    assert "modelId" in message or response.json().get("error", {}).get("param") == "model"
+    assert "modelId" in message or adapter.errors.complaint(response.json()).param == "model"
 
 
 # ---- addresses and keys ----------------------------------------------------------------------------------------------
@@ -269,13 +276,15 @@ async def test_a_wrong_method(run: Running, adapter: Adapter, method: str) -> No
     assert response.headers["allow"] == "POST"
 
 
-async def test_an_unknown_address_below_a_dialect(run: Running, adapter: Adapter) -> None:
+@pytest.mark.parametrize("name", [name for name, adapter in ADAPTERS.items() if all(adapter.dialect.prefixes)])
+async def test_an_unknown_address_below_a_dialect(run: Running, name: str) -> None:
+    adapter = ADAPTERS[name]
     for prefix in adapter.dialect.prefixes:
         for path in ("/nope", "/chat", "/", "/model/completion/x", "/%ff"):
             refused(adapter, await run.client.post(prefix + path), NotFound)
 
 
-@pytest.mark.parametrize("path", ["/", "/nope", "/api", "/v11/chat/completions", "/v1"])
+@pytest.mark.parametrize("path", ["/", "/nope", "/api", "/v11/chat/completions", "/v1", "/llm/nope", "/llmx"])
 async def test_an_unknown_address_elsewhere(run: Running, path: str) -> None:
     response = await run.client.get(path)
     assert (response.status_code, response.json()) == (404, {"detail": f"There is no {path} here."})

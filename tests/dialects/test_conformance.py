@@ -84,9 +84,9 @@ async def test_an_error_before_the_first_byte(
     error = kind("A word about it.", retry_after_s=1.2)
     engine = run.play(refuse=lambda request: error)
     response = await post(run, adapter, stream=stream)
-    assert response.status_code == kind.status
+    assert response.status_code == adapter.errors.status(kind)
     assert response.headers.items() >= error_headers(error).items()
-    assert response.json() == adapter.error(error)
+    assert response.json() == adapter.errors.body(error)
     assert response.headers["retry-after"] == "2"
     assert len(engine.asked) == 1
     assert (run.used, run.open_holds) == (0, 0)
@@ -105,7 +105,7 @@ async def test_an_error_in_mid_stream(run: Running, adapter: Adapter, kind: type
     response = await post(run, adapter, stream=True)
     answer = adapter.read(response.text)
     assert (response.status_code, answer.text) == (200, "One two")
-    assert answer.error == adapter.error(error)
+    assert answer.error == adapter.errors.frame(error)
     assert not answer.done
     assert answer.reason is None
     assert run.used == PRICE.cost(Usage(_prompt_tokens(run), 0, 2))
@@ -124,7 +124,7 @@ async def test_an_error_in_an_answer_that_is_not_streamed(
 
     run.play(script=script)
     response = await post(run, adapter, stream=False)
-    assert (response.status_code, response.json()) == (kind.status, adapter.error(error))
+    assert (response.status_code, response.json()) == (adapter.errors.status(kind), adapter.errors.body(error))
     assert run.used == PRICE.cost(Usage(_prompt_tokens(run), 0, 1))
 
 

@@ -208,7 +208,7 @@ async def test_an_error_behind_a_keep_alive_is_a_frame(
         door.opened.set()
         told += "".join([text async for text in texts])
     answer = adapter.read(told)
-    assert (response.status_code, answer.error, answer.done) == (200, adapter.error(error), False)
+    assert (response.status_code, answer.error, answer.done) == (200, adapter.errors.frame(error), False)
     assert run.used == 0
 
 

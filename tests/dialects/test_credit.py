@@ -41,12 +41,10 @@ async def ask(
 
 def refused(adapter: Adapter, response: httpx.Response, kind: type[ServingError]) -> str:
     """The message of an error that has the status and the shape it should have."""
-    assert response.status_code == kind.status, response.text
-    body = response.json()
-    error = body.get("error", body)
-    assert body == adapter.error(kind(error["message"], param=error.get("param")))
-    message: str = error["message"]
-    return message
+    assert response.status_code == adapter.errors.status(kind), response.text
+    told = adapter.errors.complaint(response.json())
+    assert response.json() == adapter.errors.body(kind(told.message, param=told.param))
+    return told.message
 
 
 def asked(run: Running) -> PreparedRequest:
@@ -207,7 +205,7 @@ async def test_a_plan_limits_prompt_and_output(run: Running, adapter: Adapter) -
     run.play(script=endless)
     response = await ask(run, adapter, key, prompt="river " * 60)
     assert response.status_code == PromptTooLong.status
-    tokens, limit = map(int, re.findall(r"\d+", response.json().get("error", response.json())["message"]))
+    tokens, limit = map(int, re.findall(r"\d+", adapter.errors.complaint(response.json()).message))
     assert tokens > limit == 40
     assert run.stages[SM].engine.asked == []
 
@@ -288,8 +286,8 @@ async def test_what_runs_ends_within_a_second(
     answer = adapter.read(told)
     assert (response.status_code, answer.text, answer.done) == (200, "word word ", False)
     assert answer.error is not None
-    message = answer.error.get("error", answer.error)["message"]
-    assert answer.error == adapter.error(kind(message))
+    message = adapter.errors.complaint(answer.error).message
+    assert answer.error == adapter.errors.frame(kind(message))
     assert took_s < 1
     await until(lambda: is_at_rest(run))
     assert engine.endings == ["aborted"]

@@ -35,14 +35,15 @@ class ServerProcess:
     """A server as a user would start it."""
 
     process: "subprocess.Popen[str]"
-    base: str
+    url: str
     log: Path
+    key: str = KEY
 
     def client(self) -> openai.OpenAI:
-        return openai.OpenAI(base_url=f"{self.base}/v1", api_key=KEY, max_retries=0, timeout=120)
+        return openai.OpenAI(base_url=f"{self.url}/v1", api_key=self.key, max_retries=0, timeout=120)
 
     def http(self) -> httpx.Client:
-        return httpx.Client(base_url=self.base, headers={"authorization": f"Bearer {KEY}"}, timeout=120)
+        return httpx.Client(base_url=self.url, headers={"authorization": f"Bearer {self.key}"}, timeout=120)
 
     def post(self, path: str, body: object) -> dict[str, Any]:
         """The JSON that answers `body`."""
@@ -52,7 +53,7 @@ class ServerProcess:
 
     def metric(self, name: str) -> float:
         """The value of a series, as `/metrics` tells it."""
-        found = re.search(rf"^{re.escape(name)} (\S+)$", httpx.get(f"{self.base}/metrics").text, re.MULTILINE)
+        found = re.search(rf"^{re.escape(name)} (\S+)$", httpx.get(f"{self.url}/metrics").text, re.MULTILINE)
         assert found, f"no series {name}"
         return float(found[1])
 
@@ -92,7 +93,7 @@ def wait_ready(server: ServerProcess) -> None:
         assert server.process.poll() is None, f"the server ended:\n{server.log.read_text()[-3000:]}"
         assert time.monotonic() < deadline, f"not ready:\n{server.log.read_text()[-3000:]}"
         try:
-            if httpx.get(f"{server.base}/health/ready", timeout=5).status_code == 200:
+            if httpx.get(f"{server.url}/health/ready", timeout=5).status_code == 200:
                 return
         except httpx.TransportError:
             continue

@@ -63,7 +63,7 @@ def test_a_killed_server_takes_its_engines_along_and_frees_its_port(scripted: Se
     _, alive = psutil.wait_procs(family, timeout=5)
     assert alive == []
     with pytest.raises(httpx.ConnectError):
-        httpx.get(f"{scripted.base}/health/live")
+        httpx.get(f"{scripted.url}/health/live")
 
 
 def test_a_killed_engine_ends_the_process_with_status_1(demo: ServerProcess) -> None:

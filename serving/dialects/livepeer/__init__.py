@@ -1,0 +1,1 @@
+"""Livepeer's text generation API: `POST /llm`."""
