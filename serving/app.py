@@ -34,12 +34,13 @@ from serving.dialects.openai.dialect import OpenAI
 from serving.dialects.openai.textgen import TextGen
 from serving.edge.headers import EXPOSED, error_headers
 from serving.engine.base import Engine, TaskEngine
-from serving.engine.registry import EngineRegistry, Loader, State, image_server, local, pooling
+from serving.engine.registry import EngineRegistry, Loader, State, image_server, local, local_task
 from serving.errors import MethodNotAllowed, NotFound
 from serving.ledger.base import Ledger
 from serving.ledger.open import Opened, open_ledger
 from serving.openapi import Description
 from serving.pipeline import Pipeline, ServedModel
+from serving.prompting import audio
 from serving.prompting.prepare import Prompting
 from serving.prompting.texts import Texts, labels_of
 from serving.settings import ModelSettings, Settings, SettingsError
@@ -100,6 +101,7 @@ def build(
         models=stock,
         admin_key=settings.admin_key,
         max_body_bytes=settings.max_body_bytes,
+        max_form_bytes=settings.max_form_bytes,
         keep_alive_s=settings.keep_alive_s,
         write_timeout_s=settings.write_timeout_s,
         library=Library(settings.library_dir),
@@ -175,6 +177,8 @@ def _served(model: ModelSettings) -> ServedModel:
 def _task_model(model: ModelSettings) -> TaskModel:
     if model.kind == "image":
         return TaskModel(model.id, model.price, Sizes(model.sizes).prepare)
+    if model.kind == "transcription":
+        return TaskModel(model.id, model.price, audio.prepare)
     try:
         texts = Texts.load(model.path, model.revision)
         labels = labels_of(model.path, model.revision) if model.categories else ()
@@ -200,7 +204,7 @@ def local_loader(model: ModelSettings) -> Loader:
         return local(model.path, revision=model.revision, engine=model.engine)
     if model.kind == "image":
         return image_server(model.path, model.server_model or model.id, model.server_key)
-    return pooling(model.path, model.kind, revision=model.revision, engine=model.engine)
+    return local_task(model.path, model.kind, revision=model.revision, engine=model.engine)
 
 
 def model_infos(settings: Settings) -> tuple[ModelInfo, ...]:
@@ -308,7 +312,7 @@ def mount_errors(app: FastAPI) -> None:
 def _dialect_of(path: str) -> Dialect | None:
     """The dialect whose prefix an address lies under. One without a prefix has no addresses but its own."""
     for dialect in DIALECTS:
-        own = {endpoint.path for endpoint in dialect.endpoints if "" in dialect.prefixes}
+        own = {endpoint.path for endpoint in posted(dialect) if "" in dialect.prefixes}
         own |= {prefix + call.path for call in dialect.calls for prefix in call.prefixes or ()}
         if path in own or any(path.startswith(prefix + "/") for prefix in dialect.prefixes if prefix):
             return dialect

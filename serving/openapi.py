@@ -7,7 +7,7 @@ import msgspec
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 
-from serving.dialects.base import Call, Dialect, Endpoint, Listing, Posted, posted
+from serving.dialects.base import Call, Dialect, Listing, Posted, TaskEndpoint, posted
 from serving.edge.description import parameters
 
 _SECURITY_SCHEME = "bearer"
@@ -42,9 +42,10 @@ class Description:
         if isinstance(endpoint, Listing):
             operation["parameters"] = list(parameters(endpoint.path, endpoint.query))
             return operation
-        body = {"application/json": {"schema": self._references[endpoint.wire]}}
+        kind = "multipart/form-data" if isinstance(endpoint, TaskEndpoint) and endpoint.form else "application/json"
+        body = {kind: {"schema": self._references[endpoint.wire]}}
         operation["requestBody"] = {"required": not isinstance(endpoint, Call), "content": body}
-        if isinstance(endpoint, Endpoint):
+        if not isinstance(endpoint, Call):
             # A stream is a sequence of events, which OpenAPI cannot describe further.
             operation["responses"]["200"]["content"] |= {kind: {} for kind in endpoint.stream_media_types}
         return operation

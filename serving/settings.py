@@ -36,7 +36,8 @@ class ModelSettings:
         default="", metadata={"doc": "Prompt template: `chatml-text` or `llama3-writer`; of a generation model."}
     )
     kind: ModelKind = field(
-        default="generation", metadata={"doc": "What it does: `generation`, `embedding`, `classification` or `image`."}
+        default="generation",
+        metadata={"doc": "`generation`, `embedding`, `classification`, `transcription`, `image`."},
     )
     revision: str | None = field(default=None, metadata={"doc": "Revision of a hub checkpoint."})
     price: Price = field(default=Price(), metadata={"doc": "Microcredits per 1,000 tokens: a table of `*_per_1k`."})
@@ -110,6 +111,7 @@ class Settings:
         },
     )
     max_body_bytes: int = field(default=4 * 1024 * 1024, metadata={"doc": "Largest request body."})
+    max_form_bytes: int = field(default=25 * 1024 * 1024, metadata={"doc": "Largest form, with the file in it."})
     max_running_choices: int = field(default=1024, metadata={"doc": "Choices generated at once before 503."})
     library_dir: Path | None = field(
         default=None,
@@ -249,6 +251,7 @@ def _check(settings: Settings) -> None:
         raise SettingsError("log_format must be `text` or `json`.")
     positive = (
         "max_body_bytes",
+        "max_form_bytes",
         "max_running_choices",
         "keep_alive_s",
         "write_timeout_s",

@@ -41,6 +41,7 @@ def test_a_whole_file(tmp_path: Path) -> None:
         models_dir = "/"
         replace_beside = false
         max_body_bytes = 10
+        max_form_bytes = 20
         max_running_choices = 2
         library_dir = "/srv/user_data"
         grammars = true

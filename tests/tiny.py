@@ -62,3 +62,35 @@ def _config() -> Any:  # noqa: ANN401  # transformers has no types here
     layers = {"num_hidden_layers": 2, "num_attention_heads": 2, "hidden_size": DIMENSIONS, "intermediate_size": 64}
     size = {"vocab_size": len(_PIECES), "max_position_embeddings": CONTEXT_TOKENS}
     return BertConfig(**size, **layers, initializer_range=0.2)
+
+
+def make_whisper(folder: Path) -> Path:
+    """A Whisper of random weights, whose text tokens are bytes."""
+    import torch
+    from tokenizers import AddedToken
+    from tokenizers.pre_tokenizers import ByteLevel
+    from transformers import (
+        WhisperConfig,
+        WhisperFeatureExtractor,
+        WhisperForConditionalGeneration,
+        WhisperProcessor,
+        WhisperTokenizer,
+    )
+
+    end = "<|endoftext|>"
+    others = ["startoftranscript", "en", "de", "translate", "transcribe", "startoflm", "startofprev", "nospeech"]
+    letters = {letter: index for index, letter in enumerate(sorted(ByteLevel.alphabet()))}
+    tokenizer = WhisperTokenizer(vocab=letters | {end: len(letters)}, merges=[])
+    special = [f"<|{name}|>" for name in (*others, "notimestamps")]
+    tokenizer.add_special_tokens({"additional_special_tokens": special})
+    times = [AddedToken(f"<|{step * 0.02:.2f}|>", special=False, normalized=False) for step in range(1501)]
+    tokenizer.add_tokens(times)
+    torch.manual_seed(0)
+    heads = {"encoder_attention_heads": 2, "decoder_attention_heads": 2, "d_model": DIMENSIONS}
+    layers = {"encoder_layers": 1, "decoder_layers": 1, "encoder_ffn_dim": 64, "decoder_ffn_dim": 64}
+    ends = dict.fromkeys(("eos_token_id", "pad_token_id", "bos_token_id"), len(letters))
+    start = tokenizer.convert_tokens_to_ids("<|startoftranscript|>")
+    config = WhisperConfig(vocab_size=len(tokenizer), decoder_start_token_id=start, **heads, **layers, **ends)
+    WhisperForConditionalGeneration(config).save_pretrained(folder)
+    WhisperProcessor(WhisperFeatureExtractor(), tokenizer).save_pretrained(folder)
+    return folder

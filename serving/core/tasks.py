@@ -7,12 +7,12 @@ model's input price counts: a token of a text, a second of audio, an image.
 from array import array
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Generic, Literal, TypeAlias, TypeVar
+from typing import BinaryIO, Generic, Literal, TypeAlias, TypeVar
 
 from serving.core.credit import Price
 
-TaskKind: TypeAlias = Literal["embedding", "classification", "image"]
-ModelKind: TypeAlias = Literal["generation", "embedding", "classification", "image"]
+TaskKind: TypeAlias = Literal["embedding", "classification", "image", "transcription"]
+ModelKind: TypeAlias = Literal["generation", "embedding", "classification", "image", "transcription"]
 
 
 # ---- what is asked ---------------------------------------------------------------------------------------------------
@@ -44,6 +44,18 @@ class Draw:
     quality: str | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Transcribe:
+    """What is said in a sound, a file of any format. `language` (`en`) None is found out; `prompt` is a text before it.
+    `timestamps`: the segments have times finer than half a minute."""
+
+    file: BinaryIO
+    language: str | None = None
+    prompt: str | None = None
+    temperature: float = 0.0
+    timestamps: bool = False
+
+
 W = TypeVar("W", covariant=True)
 
 
@@ -65,6 +77,18 @@ class TokenLists:
 
     token_ids: tuple[tuple[int, ...], ...]
     dimensions: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Speech:
+    """A sound in windows of float32 samples, one channel, and the rest as for `Transcribe`."""
+
+    windows: tuple["array[float]", ...]
+    rate_hz: int
+    language: str | None = None
+    prompt: str | None = None
+    temperature: float = 0.0
+    timestamps: bool = False
 
 
 P = TypeVar("P", covariant=True)
@@ -106,7 +130,30 @@ class Drawn:
     images: tuple[str, ...]
 
 
-Result: TypeAlias = Embedded | Classified | Drawn
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """Part of what is said, and the seconds from which to which it is."""
+
+    start_s: float
+    end_s: float
+    text: str
+    token_ids: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Transcribed:
+    """What is said in a sound of so many seconds."""
+
+    language: str
+    duration_s: float
+    segments: tuple[Segment, ...]
+
+    @property
+    def text(self) -> str:
+        return "".join(segment.text for segment in self.segments).strip()
+
+
+Result: TypeAlias = Embedded | Classified | Drawn | Transcribed
 
 
 @dataclass(frozen=True, slots=True)

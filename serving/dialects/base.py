@@ -7,7 +7,7 @@ dialect is made from it, so a stream and a whole answer cannot disagree.
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, date, datetime
-from typing import Any, Generic, Literal, NamedTuple, Protocol, TypeAlias, TypeVar
+from typing import Any, BinaryIO, Generic, Literal, NamedTuple, Protocol, TypeAlias, TypeVar
 
 import msgspec
 
@@ -105,14 +105,15 @@ def _unknown(known: Iterable[str], param: str) -> UnknownModel:
 
 @dataclass(frozen=True, slots=True)
 class Context:
-    """What a translation needs beside the wire request. `now` is a Unix time in seconds. `grammars`: the operator
-    allows them."""
+    """What a translation needs beside the wire request. `now` is a Unix time in seconds, `file` that of a form.
+    `grammars`: the operator allows them."""
 
     request_id: str
     now: int
     catalog: Catalog
     library: Library
     grammars: bool = False
+    file: BinaryIO | None = None
 
 
 @dataclass(frozen=True)
@@ -300,7 +301,8 @@ class Told(NamedTuple):
 class TaskEndpoint(Generic[W]):
     """One endpoint for work without a token stream. The rest is as for `Endpoint`.
 
-    `tell` gets the result that the model's engine has for what `to_core` asks, and the units that were charged.
+    `tell` gets the result that the model's engine has for what `to_core` asks, and the units that were charged. With
+    `form` it is asked by a form, which may hold a file.
     """
 
     name: str
@@ -312,6 +314,7 @@ class TaskEndpoint(Generic[W]):
     tell: Callable[[W, Any, ModelInfo, Receipt], Told]
     whole_media_types: tuple[str, ...] = ("application/json",)
     stream_media_types: tuple[str, ...] = ()
+    form: bool = False
 
 
 @dataclass(frozen=True)

@@ -8,13 +8,14 @@ generation. It knows no dialect's wire format.
 """
 
 import asyncio
+import contextlib
 import logging
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import aclosing
 from dataclasses import asdict, dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, BinaryIO
 from uuid import uuid4
 
 from starlette.requests import Request
@@ -43,6 +44,7 @@ from serving.dialects.base import (
 from serving.dialects.library import Library
 from serving.edge.admin_key import is_admin
 from serving.edge.body import ClientGone, decode, decode_query, read_body
+from serving.edge.form import Form, read_form
 from serving.edge.headers import IGNORED, REQUEST_ID, error_headers, granted_headers
 from serving.edge.mistakes import our_mistake
 from serving.errors import Forbidden, Overloaded, PlanChanged, ServingError
@@ -66,6 +68,7 @@ class Http:
     models: Models
     admin_key: str | None
     max_body_bytes: int
+    max_form_bytes: int
     keep_alive_s: float
     write_timeout_s: float
     library: Library = field(default=Library())
@@ -147,6 +150,7 @@ class Exchange(Response):
         self._endpoint = endpoint
         self._request = request
         self._id = uuid4().hex
+        self._file: BinaryIO | None = None
         self._teller: Teller | None = None
         self._model = "unknown"
         self._code: str | None = None
@@ -188,8 +192,7 @@ class Exchange(Response):
         try:
             backend, caller = await self._http.authenticate(self._request)
             self._caller = caller
-            body = await read_body(self._request.headers, receive, self._http.max_body_bytes)
-            with backend.keys.watch(caller) as revoked:
+            with await self._read(receive) as body, backend.keys.watch(caller) as revoked:
                 answer = asyncio.create_task(self._answer(backend, caller, body, reply, revoked))
                 await self._watched(answer, revoked, reply, receive)
         except ClientGone:
@@ -201,6 +204,13 @@ class Exchange(Response):
             await self._fail(Overloaded("The server was stopped. Try again in a moment."), reply)
         except Exception as error:  # noqa: BLE001  # the last resort: whoever asked is told, and so is the log
             await self._fail(our_mistake(error, self._id), reply)
+
+    async def _read(self, receive: Receive) -> contextlib.AbstractContextManager[bytes | Form]:
+        """The body; a form's file lies open while it is used."""
+        headers = self._request.headers
+        if isinstance(self._endpoint, TaskEndpoint) and self._endpoint.form:
+            return contextlib.closing(await read_form(headers, receive, self._http.max_form_bytes))
+        return contextlib.nullcontext(await read_body(headers, receive, self._http.max_body_bytes))
 
     async def _watched(
         self, answer: asyncio.Task[None], revoked: asyncio.Future[ServingError], reply: Reply, receive: Receive
@@ -230,10 +240,15 @@ class Exchange(Response):
                     answer.exception()
 
     async def _answer(
-        self, backend: Backend, caller: Caller, body: bytes, reply: Reply, revoked: asyncio.Future[ServingError]
+        self, backend: Backend, caller: Caller, body: bytes | Form, reply: Reply, revoked: asyncio.Future[ServingError]
     ) -> None:
         """Body to answer; again when the account's plan changed since its key was read."""
-        request = decode(self._endpoint.wire, body)
+        wire = self._endpoint.wire
+        if isinstance(body, Form):
+            self._file = body.file
+            request = decode_query(wire, body.values)
+        else:
+            request = decode(wire, body)
         try:
             await self._work(backend, caller, request, reply, revoked)
         except PlanChanged:
@@ -279,7 +294,7 @@ class Exchange(Response):
     def _context(self, caller: Caller) -> Context:
         http = self._http
         return Context(
-            self._id, int(time.time()), Catalog.of(http.models.infos, caller), http.library, grammars=http.grammars
+            self._id, int(time.time()), Catalog.of(http.models.infos, caller), http.library, http.grammars, self._file
         )
 
     def _on_hold(self, reply: Reply, granted: Granted) -> None:

@@ -7,7 +7,7 @@ with as many commas would not fit into the context of any model either.
 
 import re
 from collections.abc import Mapping
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import msgspec
 from starlette.datastructures import Headers
@@ -35,7 +35,7 @@ async def read_body(headers: Headers, receive: Receive, limit_bytes: int) -> byt
     """The whole body. Raises PayloadTooLarge before reading more than `limit_bytes`, ClientGone."""
     announced = headers.get("content-length", "")
     if announced.isdecimal() and int(announced) > limit_bytes:
-        raise _too_large(limit_bytes)
+        raise too_large(limit_bytes)
     chunks: list[bytes] = []
     size = 0
     while True:
@@ -45,7 +45,7 @@ async def read_body(headers: Headers, receive: Receive, limit_bytes: int) -> byt
         chunk = message.get("body", b"")
         size += len(chunk)
         if size > limit_bytes:
-            raise _too_large(limit_bytes)
+            raise too_large(limit_bytes)
         chunks.append(chunk)
         if not message.get("more_body", False):
             return b"".join(chunks)
@@ -67,8 +67,8 @@ def decode(kind: type[W], body: bytes) -> W:
         raise InvalidRequest(f"The body is not valid JSON: {error}.") from None
 
 
-def decode_query(kind: type[W], values: Mapping[str, str]) -> W:
-    """The values of an address. Raises InvalidRequest that names the field, never repeating what it held."""
+def decode_query(kind: type[W], values: Mapping[str, Any]) -> W:
+    """The values of an address or a form. Raises InvalidRequest that names the field, never repeating what it held."""
     try:
         return msgspec.convert(values, kind, strict=False)
     except msgspec.ValidationError as error:
@@ -95,5 +95,5 @@ def describe(error: str) -> tuple[str, str | None]:
     return f"{path}: {reason[0].lower()}{reason[1:]}.", path
 
 
-def _too_large(limit_bytes: int) -> PayloadTooLarge:
+def too_large(limit_bytes: int) -> PayloadTooLarge:
     return PayloadTooLarge(f"The body is larger than {limit_bytes} bytes. Send less.")

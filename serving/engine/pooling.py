@@ -3,7 +3,7 @@
 Token ids in, so that what is charged is what was computed. A long list is given to vLLM a part at a time, lest one task
 fill its queue. vLLM's processes are `process`'s.
 
-Importing this module imports vllm (about ten seconds): do it in a thread, as `registry.pooling` does.
+Importing this module imports vllm (about ten seconds): do it in a thread, as `registry.local_task` does.
 """
 
 import asyncio

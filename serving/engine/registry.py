@@ -42,9 +42,17 @@ def local(
     return load
 
 
-def pooling(
+_TASK_ENGINES = {
+    "embedding": ("serving.engine.pooling", "Embedder"),
+    "classification": ("serving.engine.pooling", "Classifier"),
+    "transcription": ("serving.engine.transcription", "Transcriber"),
+}
+"""By the kind of the model: module and class, which import vllm."""
+
+
+def local_task(
     model: str,
-    kind: Literal["embedding", "classification"],
+    kind: Literal["embedding", "classification", "transcription"],
     *,
     revision: str | None = None,
     engine: Mapping[str, Any] | None = None,
@@ -52,9 +60,9 @@ def pooling(
     """A loader of an engine for tasks of this kind; the rest is as for `local`."""
 
     async def load() -> TaskEngine:
-        module = await asyncio.to_thread(importlib.import_module, "serving.engine.pooling")
-        made = {"embedding": module.Embedder, "classification": module.Classifier}[kind]
-        loaded: TaskEngine = await made.load(model, revision=revision, engine=engine)
+        name, kind_of = _TASK_ENGINES[kind]
+        module = await asyncio.to_thread(importlib.import_module, name)
+        loaded: TaskEngine = await getattr(module, kind_of).load(model, revision=revision, engine=engine)
         return loaded
 
     return load

@@ -26,8 +26,8 @@ KEY = "sk-story-end-to-end"
 MODEL = "opus-v1-sm"
 LLAMA3 = "tests/llama3-tiny"
 LLAMA3_DIR = Path(__file__).parents[1] / "fixtures/llama3-tiny"
-EMBEDDER, CLASSIFIER, PAINTER = "tests/embedder", "tests/classifier", "tests/painter"
-START_S = 300
+EMBEDDER, CLASSIFIER, WHISPER, PAINTER = "tests/embedder", "tests/classifier", "tests/whisper", "tests/painter"
+START_S = 600
 
 
 @dataclass
@@ -136,6 +136,13 @@ price = {{ input_per_1k = 1_000_000 }}
 engine = {{ kv_cache_memory_bytes = 67_108_864 }}
 
 [[models]]
+id = "{WHISPER}"
+path = "whisper"
+kind = "transcription"
+price = {{ input_per_1k = 1_000_000 }}
+engine = {{ kv_cache_memory_bytes = 67_108_864 }}
+
+[[models]]
 id = "{PAINTER}"
 path = "PAINTER_ADDRESS"
 kind = "image"
@@ -150,6 +157,7 @@ def demo() -> Iterator[ServerProcess]:
     with tempfile.TemporaryDirectory() as folder, painting() as painter:
         tiny.make_embedder(Path(folder) / "embedder")
         tiny.make_classifier(Path(folder) / "classifier")
+        tiny.make_whisper(Path(folder) / "whisper")
         config = Path(folder) / "serving.toml"
         config.write_text(CONFIG.replace("PAINTER_ADDRESS", painter.address))
         server = start(["-m", "serving", "serve", "--config", str(config)], Path(folder))

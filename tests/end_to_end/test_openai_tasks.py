@@ -7,8 +7,9 @@ from typing import Any
 import openai
 import pytest
 
-from tests.end_to_end.conftest import CLASSIFIER, EMBEDDER, MODEL, PAINTER, ServerProcess
+from tests.end_to_end.conftest import CLASSIFIER, EMBEDDER, MODEL, PAINTER, WHISPER, ServerProcess
 from tests.painter import DOT
+from tests.sound import tone
 from tests.tiny import CONTEXT_TOKENS, DIMENSIONS
 
 PER_UNIT = 1000
@@ -88,6 +89,28 @@ def test_moderations(client: openai.OpenAI, demo: ServerProcess) -> None:
     charged.assert_units(9 + 8)
 
 
+def test_transcriptions(client: openai.OpenAI, demo: ServerProcess) -> None:
+    """The weights are random: what is heard means nothing, and its forms and its price do."""
+    sound = ("tone.wav", tone(2.2))
+    told = client.audio.transcriptions.create(model=WHISPER, file=sound, language="en")
+    charged = Charged(demo, WHISPER)
+    assert client.audio.transcriptions.create(model=WHISPER, file=sound, language="en").text == told.text
+    text = client.audio.transcriptions.create(model=WHISPER, file=sound, language="en", response_format="text")
+    assert text == f"{told.text}\n"
+    verbose = client.audio.transcriptions.create(
+        model=WHISPER, file=sound, response_format="verbose_json", timestamp_granularities=["segment"]
+    )
+    assert verbose.duration == pytest.approx(2.2, abs=0.01)
+    assert verbose.language in ("en", "de")
+    assert all(0 <= part.start <= part.end <= 2.21 for part in verbose.segments or ())
+    subtitles = client.audio.transcriptions.create(model=WHISPER, file=sound, response_format="vtt")
+    assert subtitles.startswith("WEBVTT\n\n")
+    events = list(client.audio.transcriptions.create(model=WHISPER, file=sound, language="en", stream=True))
+    assert events[-1].type == "transcript.text.done"
+    assert events[-1].text == told.text
+    charged.assert_units(5 * 3)
+
+
 def test_images(client: openai.OpenAI, demo: ServerProcess) -> None:
     """The image server is a small one of the tests, which paints one dot."""
     client.images.generate(model=PAINTER, prompt="a ship")
@@ -107,4 +130,4 @@ def test_images(client: openai.OpenAI, demo: ServerProcess) -> None:
 def test_models_that_generate_come_first(client: openai.OpenAI) -> None:
     listed = [model.id for model in client.models.list()]
     assert listed[0] == MODEL
-    assert listed[-3:] == [EMBEDDER, CLASSIFIER, PAINTER]
+    assert listed[-4:] == [EMBEDDER, CLASSIFIER, WHISPER, PAINTER]

@@ -6,7 +6,7 @@ import msgspec
 
 from serving.dialects.base import Call, Endpoint, Listing, ModelInfo, Standing
 from serving.dialects.lines import encode
-from serving.dialects.openai import billing, wire
+from serving.dialects.openai import billing, speech, wire
 from serving.dialects.openai.chat_prompt import CHAT_PROMPT
 from serving.dialects.openai.lookup import look_up
 from serving.dialects.openai.modes import unused_of
@@ -81,7 +81,7 @@ class OpenAI:
         ),
         *probes.ENDPOINTS,
     )
-    tasks = TASKS
+    tasks = (*TASKS, *speech.TASKS)
     listings: tuple[Listing[Any], ...] = (
         Listing("models", "/models", _MODELS, _BOTH, wire.NoQuery, wire.ModelList, list_models),
         Listing("models", "/models/list", _MODELS, _BOTH, wire.NoQuery, wire.ModelList, list_models),

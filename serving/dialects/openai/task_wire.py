@@ -109,3 +109,64 @@ class ImageWire(msgspec.Struct, omit_defaults=True):
 class ImageList(msgspec.Struct):
     created: int
     data: list[ImageWire]
+
+
+class TranscriptionRequest(msgspec.Struct, kw_only=True):
+    """The fields of a form."""
+
+    file: Annotated[
+        str, Meta(description="A sound of any format that FFmpeg reads.", extra_json_schema={"format": "binary"})
+    ]
+    model: Model = None
+    language: Annotated[
+        Annotated[str, Meta(max_length=16)] | None, Meta(description="Like `en`; found out when it is missing.")
+    ] = None
+    prompt: Annotated[
+        Annotated[str, Meta(max_length=8192)] | None, Meta(description="A text that comes before, for names and style.")
+    ] = None
+    response_format: Annotated[
+        Literal["json", "text", "srt", "vtt", "verbose_json"] | None, Meta(description="`json` by default.")
+    ] = None
+    temperature: Annotated[Annotated[float, Meta(ge=0, le=1)] | None, Meta(description="0 by default.")] = None
+    timestamp_granularities: Annotated[
+        list[Literal["segment", "word"]] | None, Meta(description="Only `segment`; with `verbose_json`.")
+    ] = None
+    stream: Annotated[
+        bool | None, Meta(description="The answer to `json` and `text` comes as server-sent events, when it is made.")
+    ] = None
+
+
+class DurationUsage(msgspec.Struct):
+    seconds: int
+    type: Literal["duration"] = "duration"
+
+
+class SegmentWire(msgspec.Struct):
+    """Times are in seconds."""
+
+    id: int
+    start: float
+    end: float
+    text: str
+    tokens: list[int]
+    temperature: float
+
+
+class Transcription(msgspec.Struct, omit_defaults=True):
+    """`task`, `language`, `duration` and `segments` are there for `verbose_json`."""
+
+    text: str
+    usage: DurationUsage
+    task: Literal["transcribe"] | msgspec.UnsetType = msgspec.UNSET
+    language: str | msgspec.UnsetType = msgspec.UNSET
+    duration: float | msgspec.UnsetType = msgspec.UNSET
+    segments: list[SegmentWire] | msgspec.UnsetType = msgspec.UNSET
+
+
+class TranscriptDelta(msgspec.Struct, tag_field="type", tag="transcript.text.delta"):
+    delta: str
+
+
+class TranscriptDone(msgspec.Struct, tag_field="type", tag="transcript.text.done"):
+    text: str
+    usage: DurationUsage
