@@ -17,7 +17,7 @@ from tests.dialects.test_connections import connection
 from tests.service import KEY, SM, XL, Door, Running, bearer, listening, running, settings, until
 from tests.tiny import make_tokenizer
 
-PATHS = ("/v1/embeddings", "/api/openai/v1/embeddings")
+PATHS = ("/v1/embeddings", "/api/openai/v1/embeddings", "/textgen/v1/embeddings")
 EMBEDDER = "tiny-embedder"
 AB = (2, 4, 48, 3)
 """Token ids of `ab`, and of them:"""
@@ -192,3 +192,11 @@ async def test_a_revoked_key_ends_the_work(run: Running, engine: ScriptedTaskEng
     engine.gate = revoke
     assert error(await ask(run, key=key, input="ab")) == (401, None, "invalid_api_key")
     assert (engine.endings, run.open_holds, run.used) == (["aborted"], 0, 0)
+
+
+async def test_text_generation_webui_takes_any_model(run: Running) -> None:
+    """Its manner: a model that is not served means the one there is."""
+    told = [await ask(run, "/textgen/v1/embeddings", input="ab", model=name) for name in ("", "text-embedding-ada-002")]
+    assert [response.status_code for response in told] == [200, 200]
+    assert [response.json()["model"] for response in told] == [EMBEDDER, EMBEDDER]
+    assert (await ask(run, "/v1/embeddings", input="ab", model="text-embedding-ada-002")).status_code == 404

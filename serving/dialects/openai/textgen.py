@@ -14,7 +14,8 @@ from typing import Any
 import msgspec
 
 from serving.core import GenerationRequest
-from serving.dialects.base import Call, Catalog, Context, Endpoint, Listing, ModelInfo, Standing
+from serving.core.tasks import TaskKind
+from serving.dialects.base import Call, Catalog, Context, Endpoint, Listing, ModelInfo, Standing, TaskEndpoint
 from serving.dialects.lines import encode
 from serving.dialects.location import location
 from serving.dialects.openai import wire
@@ -61,9 +62,20 @@ class AnyModel(Catalog):
                 raise
             return self.models[0], None
 
+    def resolve_task(self, kind: TaskKind, name: str | None) -> ModelInfo:
+        """Raises NotFound when there is none of that kind."""
+        try:
+            return Catalog.resolve_task(self, kind, name)
+        except UnknownModel:
+            return Catalog.resolve_task(self, kind, None)
+
+
+def _any(catalog: Catalog) -> AnyModel:
+    return AnyModel(catalog.models, catalog.tasks)
+
 
 def _lenient(context: Context) -> Context:
-    return replace(context, catalog=AnyModel(context.catalog.models))
+    return replace(context, catalog=_any(context.catalog))
 
 
 def _chat(request: wire.ChatCompletionRequest, context: Context) -> GenerationRequest:
@@ -102,7 +114,7 @@ def _own_listing(listing: Listing[Any]) -> Listing[Any]:
 
 def _own_call(call: Call[Any]) -> Call[Any]:
     async def tell(request: Any, standing: Standing) -> bytes:  # noqa: ANN401  # the call's wire model
-        return await call.tell(request, replace(standing, catalog=AnyModel(standing.catalog.models)))
+        return await call.tell(request, replace(standing, catalog=_any(standing.catalog)))
 
     return replace(call, tell=tell)
 
@@ -115,12 +127,17 @@ def _own_endpoint(endpoint: Endpoint[Any]) -> Endpoint[Any]:
     return replace(endpoint, to_core=lambda request, context: endpoint.to_core(request, _lenient(context)))
 
 
+def _own_task(task: TaskEndpoint[Any]) -> TaskEndpoint[Any]:
+    return replace(task, to_core=lambda request, context: task.to_core(request, _lenient(context)))
+
+
 class TextGen(OpenAI):
     """OpenAI's dialect with other manners."""
 
     name = "textgen"
     prefixes = ("/textgen/v1",)
     endpoints = tuple(map(_own_endpoint, OpenAI.endpoints))
+    tasks = tuple(map(_own_task, OpenAI.tasks))
     listings = tuple(map(_own_listing, OpenAI.listings))
     calls: tuple[Call[Any], ...] = tuple(_own_call(call) for call in OpenAI.calls if call.prefixes is None)
     error_schema: type[msgspec.Struct] = TextGenError
