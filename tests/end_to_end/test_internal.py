@@ -108,9 +108,9 @@ def test_a_failed_load_leaves_the_old_one_serving(server: ServerProcess) -> None
 
 def test_a_stream_of_the_old_model_finishes(server: ServerProcess) -> None:
     """Its reader stops reading until the new model serves: what is still to be sent keeps the old one in use."""
-    body = {"model": MODEL, "prompt": PROMPT, "n": 2, "logprobs": 20, "ignore_eos": True, "stream": True}
+    body = {"model": MODEL, "prompt": PROMPT, "max_tokens": 1000, "logprobs": 20, "ignore_eos": True, "stream": True}
     (old,) = engines(server)
-    small = httpx.HTTPTransport(socket_options=[(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)])
+    small = httpx.HTTPTransport(socket_options=[(socket.SOL_SOCKET, socket.SO_RCVBUF, 65_536)])
     with (
         httpx.Client(base_url=server.url, transport=small, timeout=120) as http,
         http.stream("POST", "/v1/completions", json=body, headers={"authorization": f"Bearer {KEY}"}) as response,
