@@ -134,8 +134,8 @@ async def test_the_settings_that_sillytavern_starts_with_ask_for_nothing(run: Ru
 
 ORDERS = {
     "1.19": "repetition_penalty presence_penalty frequency_penalty dry temperature dynamic_temperature "
-    "quadratic_sampling top_n_sigma top_k top_p typical_p epsilon_cutoff eta_cutoff tfs top_a min_p adaptive_p mirostat "
-    "xtc encoder_repetition_penalty no_repeat_ngram",
+    "quadratic_sampling top_n_sigma top_k top_p typical_p epsilon_cutoff eta_cutoff tfs top_a min_p adaptive_p "
+    "mirostat xtc encoder_repetition_penalty no_repeat_ngram",
     "1.12": "repetition_penalty presence_penalty frequency_penalty dry temperature dynamic_temperature "
     "quadratic_sampling top_k top_p typical_p epsilon_cutoff eta_cutoff tfs top_a min_p mirostat "
     "xtc encoder_repetition_penalty no_repeat_ngram",

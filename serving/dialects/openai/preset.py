@@ -79,9 +79,7 @@ _OLD_ORDER = [name for name in _WITHOUT_ADAPTIVE if name != "top_n_sigma"]
 _OWN_ORDER = [*_OLD_ORDER]
 _OWN_ORDER.insert(_OWN_ORDER.index("temperature"), "top_n_sigma")
 _ORDERS = [
-    order
-    for usual in (_USUAL_ORDER, _WITHOUT_ADAPTIVE, _OLD_ORDER, _OWN_ORDER)
-    for order in (usual, "\n".join(usual))
+    order for usual in (_USUAL_ORDER, _WITHOUT_ADAPTIVE, _OLD_ORDER, _OWN_ORDER) for order in (usual, "\n".join(usual))
 ]
 """What SillyTavern (its page, its presets, its 1.12) and text-generation-webui send when nobody chose an order."""
 
