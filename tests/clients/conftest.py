@@ -101,7 +101,7 @@ def page(
     Its pictures are kept in the folder `SILLYTAVERN_PICTURES` if that is set; those of the docs were made so.
     """
     pictures = Path(os.environ.get("SILLYTAVERN_PICTURES") or tmp_path_factory.mktemp("pictures")) / tavern.version
-    pictures.mkdir(exist_ok=True)
+    pictures.mkdir(parents=True, exist_ok=True)
     turns = [Turn(server.url, CHATML), Turn(scripted.url, LLAMA3)]
     shipped = [Turn(server.url, SHIPPED)] if tavern.version == "1.12" else []
     return visit(tavern, [*shipped, *turns], pictures)

@@ -21,7 +21,7 @@ from tests.end_to_end.conftest import KEY
 
 NODE_MODULES = Path(__file__).parent / "node_modules"
 VERSIONS = {"1.19": "sillytavern", "1.12": "sillytavern-1.12"}
-"""The folder of each in node_modules. 1.12 is the last line of versions that ships presets of DreamGen's."""
+"""The folder of each in node_modules. 1.12 still ships DreamGen's presets."""
 
 TYPES = ("dreamgen", "ooba", "aphrodite", "vllm", "generic", "tabby")
 START_S = 300
@@ -54,14 +54,7 @@ class Tavern:
             port = probe.getsockname()[1]
         # 1.12 finds its configuration in its working directory, and both find their files there.
         process = subprocess.Popen(
-            [
-                "node",
-                "server.js",
-                f"--port={port}",
-                f"--dataRoot={folder / 'data'}",
-                "--disableCsrf",
-                "--autorun=false",
-            ],
+            ["node", "server.js", f"--port={port}", f"--dataRoot={folder}/data", "--disableCsrf", "--autorun=false"],
             cwd=NODE_MODULES / VERSIONS[version],
             env=os.environ | {"HOME": str(folder), "SILLYTAVERN_WHITELISTDOCKERHOSTS": "false"},
             stdout=subprocess.PIPE,
