@@ -47,18 +47,24 @@ async function arrive(page) {
   await page.waitForSelector("dialog[open]", { state: "detached" });
 }
 
+/** Open or close a drawer. It takes no click while it moves. */
+async function toggle(page, drawer) {
+  await page.click(`${drawer} .drawer-toggle`);
+  await page.waitForSelector(`${drawer} .drawer-content:not(.resizing)`, { state: "attached" });
+}
+
 /** A character from its card, and the chat that its greeting begins. */
 async function loadCharacter(page) {
-  await page.click("#rightNavHolder .drawer-toggle");
+  await toggle(page, "#rightNavHolder");
   await page.setInputFiles("#character_import_file", asked.card);
   await page.click(`#rm_print_characters_block .character_select:has-text("${asked.character}")`);
   await page.waitForSelector(`#chat .mes.last_mes[ch_name="${asked.character}"]`);
-  await page.click("#rightNavHolder .drawer-toggle");
+  await toggle(page, "#rightNavHolder");
 }
 
 /** What the page says of the connection once there is one. */
 async function connect(page, server, pictured) {
-  await page.click("#sys-settings-button .drawer-toggle");
+  await toggle(page, "#sys-settings-button");
   await page.selectOption("#main_api", "textgenerationwebui");
   await page.selectOption("#textgen_type", "ooba");
   await page.fill("#api_key_ooba", asked.key);
@@ -69,13 +75,13 @@ async function connect(page, server, pictured) {
   await page.waitForSelector("#textgenerationwebui_api .online_status_indicator.success");
   const status = await page.textContent("#textgenerationwebui_api .online_status_text");
   await picture(page, pictured);
-  await page.click("#sys-settings-button .drawer-toggle");
+  await toggle(page, "#sys-settings-button");
   return status.trim();
 }
 
 /** All sections of a file, which selects them; or what SillyTavern ships under a name. */
 async function choosePreset(page, preset) {
-  await page.click("#advanced-formatting-button .drawer-toggle");
+  await toggle(page, "#advanced-formatting-button");
   if (preset.endsWith(".json")) {
     await page.setInputFiles("#af_master_import_file", preset);
     await page.click("dialog[open] .popup-button-ok");
@@ -85,7 +91,7 @@ async function choosePreset(page, preset) {
   }
   for (const name of ["instruct_enabled", "sysprompt_enabled"])
     if (!(await page.isChecked(`#${name}`))) await page.click(`label[for=${name}]`);
-  await page.click("#advanced-formatting-button .drawer-toggle");
+  await toggle(page, "#advanced-formatting-button");
 }
 
 /** One turn: what the page sent, the answer as it was seen to grow, and as it is kept. */
@@ -135,9 +141,9 @@ async function bodiesOf(types) {
 
 /** What the page says when the model that it asks for is not there. */
 async function errorShown(page) {
-  await page.click("#sys-settings-button .drawer-toggle");
+  await toggle(page, "#sys-settings-button");
   await page.fill("#custom_model_textgenerationwebui", "no-such-model");
-  await page.click("#sys-settings-button .drawer-toggle");
+  await toggle(page, "#sys-settings-button");
   await send(page, "Who else is here?");
   return page.textContent(".toast-error .toast-message");
 }
