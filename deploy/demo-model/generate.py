@@ -13,7 +13,7 @@ from stories import arc_story, event_story
 from turns import Turn
 
 KINDS = (arc_story, event_story, role_play, chat)
-SHARES = (0.4, 0.2, 0.3, 0.1)
+SHARES = (0.42, 0.13, 0.35, 0.1)
 
 
 def documents(seed: int) -> Iterator[list[Turn]]:

@@ -14,7 +14,7 @@ DATA = Path(__file__).resolve().parent / "data"
 _RULE = re.compile(r"<([a-z_.]+)>")
 _CHOICE = re.compile(r"\{([^{}]*)\}")
 _SLOT = re.compile(r"\$([A-Za-z]\w*(?:\.[A-Za-z]\w*)?)")
-_ARTICLE = re.compile(r"\b([Aa]) (?=[aeiouAEIOU])(?!one|uni|use)")
+_ARTICLE = re.compile(r"\b([Aa]) (?=[aeiouAEIOU]|honest)(?!one|uni|use)")
 _SPACES = re.compile(r"  +")
 
 Slots = Mapping[str, str]
@@ -57,7 +57,7 @@ class Grammar:
     def expand(self, rng: random.Random, text: str, slots: Slots) -> str:
         """Rules first, then choices, then slots, so that a slot's value is never read as grammar."""
         while "<" in text and _RULE.search(text):
-            text = _RULE.sub(lambda match: self.pick(rng, slots.get("<" + match[1], match[1])), text)
+            text = _RULE.sub(lambda match: self.pick(rng, match[1]), text)
         while "{" in text:
             text = _CHOICE.sub(lambda match: rng.choice(match[1].split("|")), text)
         text = text.replace("\\n", "\n")

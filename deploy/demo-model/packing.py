@@ -21,24 +21,28 @@ SMALLEST_REST = 48
 SPECIAL_TOKENS = ("<|pad|>", "<s>", "</s>", "<|im_start|>", "<|im_end|>")
 
 REPEATED = (8, 96)
+REPEATED_ROW = 512
+SORTED = 96
 
 READ_WEIGHT = 0.25
-NAME_WEIGHT = 4.0
-"""Who speaks and who is spoken of is a small part of all tokens, and the hardest one."""
+NAME_WEIGHT, SPEAKER_WEIGHT = 2.0, 3.0
+"""Who is spoken of and who speaks next is a small part of all tokens, and the hardest one."""
 
-COMMON_NAMES = (*GRAMMAR.rules["name.he"], *GRAMMAR.rules["name.she"])
+LISTED_NAMES = (*GRAMMAR.rules["name.he"], *GRAMMAR.rules["name.she"])
 
 Encoded = tuple[list[int], list[float]]
+Batch = tuple[torch.Tensor, torch.Tensor]
 
 
 class Packer:
-    """An endless stream of rows. Each begins with a document's begin and holds as many whole ones as fit; a share
-    `repeating` of them are random tokens that come again and again, from which a model learns to copy what it read."""
+    """An endless stream of rows, each of which begins with a document's begin. A share `repeating` of them are random
+    tokens that come again and again, from which a model learns to copy what it read."""
 
     def __init__(self, tokenizer: Tokenizer, seed: int, repeating: float = 0.0) -> None:
         self._tokenizer = tokenizer
         self._stream = documents(seed)
         self._waiting: list[Encoded] = []
+        self._sorted: list[list[Encoded]] = []
         vocabulary = tokenizer.get_vocab()
         self._rng, self._share = random.Random(seed), repeating
         self._ordinary = sorted(set(vocabulary.values()) - {vocabulary[name] for name in SPECIAL_TOKENS})
@@ -47,24 +51,24 @@ class Packer:
     def encode(self, turns: list[Turn]) -> Encoded:
         ids, weights = [self._bos], [0.0]
         newline = self._tokenizer.encode("\n").ids
-        people = {*COMMON_NAMES, *chain.from_iterable(turn.names for turn in turns)}
+        people = {*LISTED_NAMES, *chain.from_iterable(turn.names for turn in turns)}
         names = re.compile("|".join(map(re.escape, sorted(people, key=len, reverse=True))))
         for turn in turns:
             scale = READ_WEIGHT if turn.role in READ_ONLY else 1.0
-            header, header_weights = self._weighted(turn.header + "\n", names)
-            content, content_weights = self._weighted(turn.content, names)
+            header, header_weights = self._weighted(turn.header + "\n", names, SPEAKER_WEIGHT)
+            content, content_weights = self._weighted(turn.content, names, NAME_WEIGHT)
             ids += [self._start, *header, *content, self._end, *newline]
             weights += [0.0] * (1 + len(header)) if turn.role in READ_ONLY else [1.0, *header_weights]
             weights += [scale * weight for weight in (*content_weights, 1.0, *[1.0] * len(newline))]
         return [*ids, self._eos], [*weights, 1.0]
 
-    def _weighted(self, text: str, names: re.Pattern[str]) -> tuple[list[int], list[float]]:
-        """The ids of a text, and how much each counts: more where it is part of a name."""
+    def _weighted(self, text: str, names: re.Pattern[str], weight: float) -> tuple[list[int], list[float]]:
+        """The ids of a text, and how much each counts: `weight` where it is part of a name."""
         encoding = self._tokenizer.encode(text)
         inside = bytearray(len(text) + 1)
         for found in names.finditer(text):
             inside[found.start() : found.end()] = b"\1" * (found.end() - found.start())
-        weights = [NAME_WEIGHT if any(inside[begin:end]) else 1.0 for begin, end in encoding.offsets]
+        weights = [weight if any(inside[begin:end]) else 1.0 for begin, end in encoding.offsets]
         return encoding.ids, weights
 
     def _repeating(self, length: int) -> Encoded:
@@ -90,7 +94,26 @@ class Packer:
             weights += document[1][:rest]
         return ids, weights
 
-    def batch(self, rows: int, length: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """`ids: [rows, length] int64`, `weights: [rows, length] float32`: how much the token there is to be learned."""
-        packed = [self._row(length) for _ in range(rows)]
-        return torch.tensor([row[0] for row in packed]), torch.tensor([row[1] for row in packed])
+    def packed(self, rows: int, length: int) -> Batch:
+        """Rows of one length, each with as many whole documents as fit."""
+        return _batch([self._row(length) for _ in range(rows)], self._pad)
+
+    def alone(self, size: int) -> Batch:
+        """About `size` tokens: documents of similar length, each in a row of its own, as it is when it is served."""
+        if self._rng.random() < self._share:
+            return _batch([self._repeating(REPEATED_ROW) for _ in range(size // REPEATED_ROW)], self._pad)
+        if not self._sorted:
+            documents = sorted((self.encode(next(self._stream)) for _ in range(SORTED)), key=lambda one: len(one[0]))
+            while documents:
+                count = max(1, size // len(documents[-1][0]))
+                self._sorted.append(documents[-count:])
+                del documents[-count:]
+            self._rng.shuffle(self._sorted)
+        return _batch(self._sorted.pop(), self._pad)
+
+
+def _batch(documents: list[Encoded], pad: int) -> Batch:
+    """`ids: [rows, length] int64`, `weights: [rows, length] float32`: how much the token there is to be learned."""
+    longest = max(len(ids) for ids, _ in documents)
+    ids = [ids + [pad] * (longest - len(ids)) for ids, _ in documents]
+    return torch.tensor(ids), torch.tensor([weights + [0.0] * (longest - len(weights)) for _, weights in documents])

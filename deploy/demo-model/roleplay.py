@@ -4,33 +4,26 @@ import random
 import re
 from dataclasses import dataclass
 
-from grammar import sections
+from grammar import Slots, sections
 from stories import cast_slots, first_readable
 from turns import GRAMMAR, Turn, instruction, system_prompt
-from world import Person, draw_cast, draw_event_slots, draw_setting
+from world import Person, draw_cast, draw_things
 
 _ACTION = re.compile(r"(\*[^*]+\*)")
-FLAVOURS = ("bare", "quoted", "third", "prose", "speech")
-ENDINGS = ("bye", "thanks")
-# People say one thing and ask another; the answer goes to the last one.
-LEADS = ("hello", "lost", "tired", "sad", "happy", "found", "remark", "thanks", "sorry", "hungry", "afraid", "animal")
-LEAD_INS = 0.2
-# Templates spell words out; people who type do not.
+# People who type write these short; the characters spell them out.
 CONTRACTIONS = {
     "I am ": "I'm ",
-    "I will ": "I'll ",
+    "I have lost": "I've lost",
+    "cannot": "can't",
     "o not ": "on't ",
-    "id not ": "idn't ",
-    "It is ": "It's ",
-    "annot ": "an't ",
     "Let us ": "Let's ",
     "What is ": "What's ",
-    "That is ": "That's ",
-    "You are ": "You're ",
-    "you are ": "you're ",
+    "Where is ": "Where's ",
 }
-YOUR_CONTRACTIONS = 0.4
-MY_CONTRACTIONS = 0.12
+CONTRACTED = 0.3
+SCENE_SLOTS = ("spot", "place")
+PLOT_TOPICS = ("lost", "open")
+"""Topics about the thing that the plot names."""
 
 
 @dataclass(frozen=True)
@@ -55,36 +48,29 @@ GRAMMAR.rules.update({name: lines for name, lines in sections("talk.txt").items(
 
 @dataclass(frozen=True)
 class Scene:
-    """What stays the same in one role-play."""
+    """What stays the same in one role-play. `prose`: Mia smiles. "Come." Otherwise *smiles* Come."""
 
     slots: dict[str, str]
     mine: Person
     yours: Person
-    flavour: str
-    your_flavour: str
+    prose: bool
+    your_prose: bool
     roles: tuple[str, str]
 
+    def say(self, rng: random.Random, text: str, slots: Slots, mine: bool) -> Turn:
+        person = self.mine if mine else self.yours
+        text = GRAMMAR.expand(rng, text, slots)
+        if not mine and rng.random() < CONTRACTED:
+            text = contracted(text)
+        role = self.roles[mine]
+        content = in_prose(person.name, text) if (self.prose if mine else self.your_prose) else text
+        return Turn(role, content, (person.name,) if role == "text" else ())
 
-def render(flavour: str, person: Person, text: str) -> str:
-    """Puts actions and speech in one way of writing: *smiles* Come. / *Mia smiles.* "Come." / Mia smiles. "Come." """
+
+def in_prose(name: str, text: str) -> str:
+    """Actions as sentences, speech between quotation marks."""
     pieces = [piece.strip() for piece in _ACTION.split(text) if piece.strip()]
-    if flavour == "bare":
-        return " ".join(pieces)
-    parts = []
-    subject = person.name
-    for piece in pieces:
-        action = piece.strip("*").strip()
-        if not piece.startswith("*"):
-            parts.append(piece if flavour == "speech" else '"' + piece.replace('"', "'") + '"')
-        elif flavour == "quoted":
-            parts.append(piece)
-        elif flavour == "third":
-            parts.append(f"*{subject} {action}.*")
-        elif flavour == "prose":
-            parts.append(f"{subject} {action}.")
-        if flavour != "speech" and piece.startswith("*"):
-            subject = person.gender.capitalize()
-    return " ".join(parts) or "..."
+    return " ".join(f"{name} {piece.strip('*')}." if piece.startswith("*") else f'"{piece}"' for piece in pieces)
 
 
 def contracted(text: str) -> str:
@@ -93,86 +79,62 @@ def contracted(text: str) -> str:
     return text
 
 
-def _say(rng: random.Random, scene: Scene, text: str, slots: dict[str, str], mine: bool) -> Turn:
-    person = scene.mine if mine else scene.yours
-    flavour = scene.flavour if mine else scene.your_flavour
-    text = GRAMMAR.expand(rng, text, slots)
-    if rng.random() < (MY_CONTRACTIONS if mine else YOUR_CONTRACTIONS):
-        text = contracted(text)
-    content = render(flavour, person, text)
-    role = scene.roles[mine]
-    return Turn(role, content, (person.name,) if role == "text" else ())
-
-
-def _exchange(rng: random.Random, scene: Scene, topic: Topic, instructed: bool) -> list[Turn]:
-    slots = scene.slots | draw_event_slots(rng, GRAMMAR)
-    asked = rng.choice(topic.questions)
-    if rng.random() < LEAD_INS:
-        asked = f"{rng.choice(TOPICS[rng.choice(LEADS)].questions)} {asked}"
-    question = _say(rng, scene, asked, slots, mine=False)
-    answer = rng.choice(topic.answers)
-    plot = f"{scene.mine.name} answers {scene.yours.name}."
-    if instructed and rng.random() < 0.5:
-        answer = " ".join([answer, *rng.sample(GRAMMAR.rules["play.more"], rng.randint(1, 3))])
-        plot = GRAMMAR.expand(rng, GRAMMAR.pick(rng, "play.detail"), slots)
-    reply = _say(rng, scene, answer, slots, mine=True)
+def _exchange(rng: random.Random, scene: Scene, name: str, instructed: bool) -> list[Turn]:
+    kept = SCENE_SLOTS + (("x", "thing") if name in PLOT_TOPICS else ())
+    slots = scene.slots | draw_things(rng, GRAMMAR) | {key: scene.slots[key] for key in kept}
+    question = scene.say(rng, rng.choice(TOPICS[name].questions), slots, mine=False)
+    answer = rng.choice(TOPICS[name].answers)
     if not instructed:
-        return [question, reply]
-    return [question, instruction(rng, reply.content, plot, reply.names), reply]
+        return [question, scene.say(rng, answer, slots, mine=True)]
+    answer = " ".join([answer, *rng.sample(GRAMMAR.rules["extra"], rng.randint(0, 4))])
+    reply = scene.say(rng, answer, slots, mine=True)
+    plot = GRAMMAR.expand(rng, GRAMMAR.pick(rng, "detail"), slots)
+    return [question, instruction(rng, reply, plot, reply.names), reply]
 
 
 def _narration(rng: random.Random, scene: Scene, rule: str) -> Turn:
-    slots = scene.slots | draw_event_slots(rng, GRAMMAR)
-    return Turn("text", GRAMMAR.expand(rng, GRAMMAR.pick(rng, rule), slots))
+    return Turn("text", GRAMMAR.expand(rng, GRAMMAR.pick(rng, rule), scene.slots))
 
 
 def _scene(rng: random.Random) -> tuple[Scene, list[Person]]:
-    setting = draw_setting(rng, GRAMMAR)
-    people = draw_cast(rng, GRAMMAR, setting.genre, 3)
-    mine, yours, third = people
-    slots = cast_slots(setting, people) | mine.slots("m") | yours.slots("u") | third.slots("c")
-    flavour = rng.choice(FLAVOURS[:4])
-    yours_flavour = flavour if rng.random() < 0.5 else rng.choice(FLAVOURS)
-    roles = ("user", "assistant") if rng.random() < 0.14 else ("text", "text")
-    return Scene(slots, mine, yours, flavour, yours_flavour, roles), people
+    people = draw_cast(rng, GRAMMAR, 3)
+    slots = draw_things(rng, GRAMMAR) | cast_slots(dict(zip("muc", people, strict=True)))
+    prose = rng.random() < 0.4
+    roles = ("user", "assistant") if rng.random() < 0.12 else ("text", "text")
+    return Scene(slots, people[0], people[1], prose, prose and rng.random() < 0.6, roles), people
 
 
 def _prompt(rng: random.Random, scene: Scene) -> Turn:
-    if rng.random() < 0.15:
-        return Turn("system", GRAMMAR.expand(rng, GRAMMAR.pick(rng, "task.play"), scene.slots))
-    cast = [scene.mine, scene.yours] if rng.random() < 0.7 else [scene.mine]
+    if scene.roles[1] == "assistant" or rng.random() < 0.15:
+        return Turn("system", GRAMMAR.expand(rng, GRAMMAR.pick(rng, "task.reply"), scene.slots))
+    cast = [scene.mine, scene.yours]
+    rng.shuffle(cast)
     plot = GRAMMAR.expand(rng, GRAMMAR.pick(rng, "play.plot"), scene.slots)
-    style = GRAMMAR.expand(rng, GRAMMAR.pick(rng, "style.play"), scene.slots)
-    return system_prompt(rng, "task.play", plot, style, cast, scene.slots)
+    return system_prompt(rng, "play", plot, cast, scene.slots)
 
 
-def _topics(rng: random.Random) -> list[Topic]:
+def _topics(rng: random.Random) -> list[str]:
     """An order that a talk might have: a greeting first, a farewell last, no question twice."""
-    names = rng.sample([name for name in TOPICS if name not in ("hello", *ENDINGS)], rng.choice((1, 2, 3, 4, 5, 7, 10)))
-    if rng.random() < 0.55:
-        names.insert(0, "hello")
-    if rng.random() < 0.35:
-        names.append(rng.choice(ENDINGS))
-    return [TOPICS[name] for name in names]
+    names = rng.sample([name for name in TOPICS if name not in ("hello", "bye")], rng.choice((1, 2, 3, 4, 6)))
+    return ["hello"] * (rng.random() < 0.4) + names + ["bye"] * (rng.random() < 0.4)
 
 
 def _role_play(rng: random.Random, prompted: bool) -> tuple[list[Turn], list[Person]]:
     scene, people = _scene(rng)
     narrated = scene.roles[1] == "text"
-    instructed = rng.choice((0.0, 0.0, 0.0, 0.3)) if narrated else 0.0
-    turns = [_prompt(rng, scene)] if prompted else []
-    if narrated and rng.random() < 0.35:
+    instructed = rng.choice((0.0, 0.0, 0.0, 0.5)) if narrated else 0.0
+    turns = [_prompt(rng, scene)] if prompted or not narrated else []
+    if narrated and rng.random() < 0.3:
         turns.append(_narration(rng, scene, "play.scene"))
-    if rng.random() < 0.35:
-        slots = scene.slots | draw_event_slots(rng, GRAMMAR)
-        turns.append(_say(rng, scene, rng.choice(TOPICS["hello"].answers), slots, mine=True))
-    for topic in _topics(rng):
-        turns.extend(_exchange(rng, scene, topic, rng.random() < instructed))
+    if rng.random() < 0.3:
+        turns.append(scene.say(rng, rng.choice(TOPICS["hello"].answers), scene.slots, mine=True))
+    for name in _topics(rng):
+        turns.extend(_exchange(rng, scene, name, rng.random() < instructed))
         if narrated and rng.random() < 0.1:
             turns.append(_narration(rng, scene, "play.turn"))
     return turns, people
 
 
 def role_play(rng: random.Random) -> list[Turn]:
-    prompted = rng.random() < 0.9
+    prompted = rng.random() < 0.92
     return first_readable(lambda: _role_play(rng, prompted))

@@ -64,6 +64,7 @@ class Writer:
 
 
 def load(folder: Path) -> Writer:
+    torch.set_num_threads(1)  # the model is small; more would only wait for each other
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     return Writer(model.eval(), AutoTokenizer.from_pretrained(folder))
 

@@ -56,12 +56,19 @@ PIRATE = STORY + (
     "## Overall plot description:\n\nCaptain Brannigan has lost a golden compass. Together with the cook Wilhelmina "
     "he searches the harbour. At last they learn that the parrot trader Zubin took it."
 )
+MAP = "Write a story. Mara has lost an old map. Tom helps to look for it."
+THREE = STORY + (
+    "## Overall plot description:\n\nAlice and Bob find a door in the garden. Bob is afraid of it. On the way they "
+    "meet Ann, the doctor."
+)
 ROBOT = "Write a story based on the description below. The robot Bixby wants to learn how to dance. Ada is his teacher."
 
 PROMPTS = (
     Prompt("Lucifer and Mia, the whole story", (system(LUCIFER),), "text", True),
     Prompt("Lucifer speaks", (system(LUCIFER), said("Mia", '"So you are Lucifer," said Mia.')), "text names= Lucifer"),
-    Prompt("A plot with new names, the whole story", (system(PIRATE),), "", True),
+    Prompt("Mara and Tom, the whole story", (system(MAP),), "text", True),
+    Prompt("Three people, the whole story", (system(THREE),), "", True),
+    Prompt("Hard: a plot with unknown names, the whole story", (system(PIRATE),), "", True),
     Prompt("One line of plot", (system(ROBOT),), "text", True),
     Prompt("No system prompt", (), "text", True),
     Prompt(
@@ -103,7 +110,7 @@ PROMPTS = (
         "text names= Seraphina",
     ),
     Prompt(
-        "Seraphina, something unforeseen",
+        "Hard: something unforeseen",
         (system(SERAPHINA), said("Tom", "I think a big storm is coming. We should find a cave before dark.")),
         "text names= Seraphina",
     ),

@@ -1,26 +1,33 @@
-"""Writes stories: an arc of beats, or a chain of single events, as narration and as turns of named speakers."""
+"""Writes stories: an arc in which two people take turns, or a chain of events that a user asks for one by one.
+
+No two spoken messages that follow each other, narration between them or not, have the same speaker; every spoken
+message has a line that its speaker says.
+"""
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 
-from dialogue import split
 from grammar import sections
 from turns import GRAMMAR, Turn, instruction, system_prompt
-from world import Person, Setting, draw_cast, draw_event_slots, draw_setting
+from world import Person, draw_cast, draw_things
 
-FILLERS = ("travel", "rest", "chat", "air")
-ROLES = ("a", "b", "c")
-ONE_MESSAGE = 0.5
-"""How often an instruction is answered by one message, whoever speaks in it."""
+SKIPPED, GUESTS = 0.4, 0.2
+MANNERS = {"n": 0.35, "s": 0.5, "t": 0.15}
+"""How an event is told: by the narrator, by one speaker, by two."""
+
+Slots = dict[str, str]
+Cast = dict[str, Person]
 
 
 @dataclass(frozen=True)
 class Beat:
-    """A step of a story: who speaks in it, how an instruction sums it up, and the ways to tell it."""
+    """A step of a story: who speaks (`n` is the narrator), whether it may be left out, what an instruction says about
+    it, and the ways to tell it."""
 
     speaker: str
+    optional: bool
     sums: tuple[str, ...]
     texts: tuple[str, ...]
 
@@ -28,173 +35,125 @@ class Beat:
 @dataclass(frozen=True)
 class Arc:
     plots: tuple[str, ...]
+    goal: str
     beats: tuple[Beat, ...]
 
 
-@dataclass
-class Plan:
-    """The choices that hold for one whole document."""
-
-    slots: dict[str, str]
-    named: bool
-    instructed: float
-    fillers: float
-    merge: float
-
-
 def first_readable(draw: Callable[[], tuple[list[Turn], list[Person]]]) -> list[Turn]:
-    """Draws until all names are common or stand in what a user gave at the beginning."""
+    """Draws until all names are listed ones or stand in the first message."""
     while True:
         turns, people = draw()
-        given = " ".join(turn.content for turn in turns[:2] if turn.role in ("system", "user"))
-        if all(person.common or person.name in given for person in people):
+        given = turns[0].content if turns[0].role == "system" else ""
+        if all(person.listed or person.name in given for person in people):
             return turns
 
 
-def _beat(speaker: str, lines: list[str]) -> Beat:
-    sums = [part.strip() for line in lines if line.startswith("=") for part in line[1:].split(";")]
-    return Beat(speaker, tuple(sums), tuple(line for line in lines if not line.startswith("=")))
+def _beat(heading: str, lines: list[str]) -> Beat:
+    sums = tuple(line[2:] for line in lines if line.startswith("="))
+    return Beat(heading[1], heading.endswith("?"), sums, tuple(line for line in lines if not line.startswith("=")))
 
 
-def _load_arcs() -> list[Arc]:
-    arcs = []
-    for lines in sections("arcs.txt").values():
-        plots = tuple(line[2:] for line in lines if line.startswith("@"))
-        starts = [number for number, line in enumerate(lines) if line.startswith("#")] + [len(lines)]
-        beats = tuple(_beat(lines[start][2:].strip(), lines[start + 1 : stop]) for start, stop in pairwise(starts))
-        arcs.append(Arc(plots, beats))
-    return arcs
+def _arc(lines: list[str]) -> Arc:
+    starts = [number for number, line in enumerate(lines) if line.startswith("#")] + [len(lines)]
+    beats = tuple(_beat(lines[start], lines[start + 1 : stop]) for start, stop in pairwise(starts))
+    plots = tuple(line[2:] for line in lines if line.startswith("@"))
+    return Arc(plots, "".join(line[2:] for line in lines if line.startswith("!")), beats)
 
 
-def _load_events() -> list[Beat]:
-    return [_beat("", lines) for lines in sections("events.txt").values()]
+ARCS = {heading: _arc(lines) for heading, lines in sections("arcs.txt").items()}
+GUEST = ARCS.pop("guest")
+EVENTS = tuple(sections("events.txt").values())
 
 
-ARCS = _load_arcs()
-EVENTS = _load_events()
+def cast_slots(cast: Cast) -> Slots:
+    return {key: value for role, person in cast.items() for key, value in person.slots(role).items()}
 
 
-def cast_slots(setting: Setting, cast: list[Person]) -> dict[str, str]:
-    slots = dict(setting.slots)
-    for key, person in zip(ROLES, cast, strict=False):
-        slots |= person.slots(key)
-    return slots
+def _spoken(cast: Cast, speaker: str, listener: str) -> Slots:
+    return cast[speaker].slots("s") | cast[listener].slots("o")
 
 
-def _event(rng: random.Random, plan: Plan) -> tuple[Beat, dict[str, str]]:
-    return rng.choice(EVENTS), plan.slots | draw_event_slots(rng, GRAMMAR)
+def _tell(rng: random.Random, beat: Beat, slots: Slots, cast: Cast, listener: str) -> Turn:
+    if beat.speaker == "n":
+        return Turn("text", GRAMMAR.expand(rng, rng.choice(beat.texts), slots))
+    spoken = slots | _spoken(cast, beat.speaker, listener)
+    return Turn("text", GRAMMAR.expand(rng, rng.choice(beat.texts), spoken), (cast[beat.speaker].name,))
 
 
-def _swap(rng: random.Random, cast: dict[str, Person]) -> dict[str, Person]:
-    """An event may happen to any two of the cast."""
-    first, second = rng.sample(list(cast.values()), 2)
-    return {"a": first, "b": second}
-
-
-def _tell(rng: random.Random, plan: Plan, beat: Beat, slots: dict[str, str], cast: dict[str, Person]) -> list[Turn]:
-    content = GRAMMAR.expand(rng, rng.choice(beat.texts), slots)
-    told = [Turn("text", content)]
-    if plan.named:
-        opening = cast[beat.speaker].name if beat.speaker else None
-        parts = split(content, [person.name for person in cast.values()], opening)
-        told = [Turn("text", text, (speaker,) if speaker else ()) for speaker, text in parts]
-    if rng.random() >= plan.instructed or not beat.sums:
-        return told
-    if rng.random() < ONE_MESSAGE:
-        told = [Turn("text", content, tuple(dict.fromkeys(name for turn in told for name in turn.names)))]
-    summed = GRAMMAR.expand(rng, rng.choice(beat.sums), slots)
-    return [instruction(rng, told[0].content, summed, told[0].names), *told]
-
-
-def _filler(rng: random.Random, plan: Plan, cast: dict[str, Person]) -> list[Turn]:
-    if rng.random() < 0.5:
-        beat, slots = _event(rng, plan)
-        pair = _swap(rng, cast)
-        for key, person in pair.items():
-            slots |= person.slots(key)
-        return _tell(rng, plan, beat, slots, pair)
-    rule = rng.choice(FILLERS)
-    beat = Beat("", (), tuple(GRAMMAR.rules[rule]))
-    return _tell(rng, plan, beat, plan.slots, cast)
-
-
-def _merge(rng: random.Random, turns: list[Turn], chance: float) -> list[Turn]:
-    """Joins neighbouring narrations into one message of several paragraphs."""
-    merged: list[Turn] = []
-    for turn in turns:
-        last = merged[-1] if merged else None
-        if last and last.role == turn.role == "text" and not last.names and not turn.names and rng.random() < chance:
-            merged[-1] = Turn("text", last.content + rng.choice(("\n\n", "\n\n", "\n", " ")) + turn.content)
-        else:
-            merged.append(turn)
-    return merged
-
-
-def _plan(rng: random.Random, slots: dict[str, str]) -> Plan:
-    return Plan(
-        slots=slots,
-        named=rng.random() < 0.9,
-        instructed=rng.choice((0.0, 0.0, 0.3, 0.7, 1.0)),
-        fillers=rng.choice((0.0, 0.1, 0.25, 0.5)),
-        merge=rng.choice((0.0, 0.4, 0.8)),
-    )
-
-
-def _style(rng: random.Random, slots: dict[str, str]) -> str:
-    return GRAMMAR.expand(rng, GRAMMAR.pick(rng, f"style.{slots['mood']}"), slots)
+def _visited(rng: random.Random, beats: list[Beat]) -> Iterator[tuple[Beat, str]]:
+    """The steps with the listener of each; with a guest, a third person comes by somewhere in the middle."""
+    named = [number for number, beat in enumerate(beats) if beat.speaker != "n"]
+    visit = rng.choice(named[2:-1]) if rng.random() < GUESTS else None
+    for number, beat in enumerate(beats):
+        if number == visit:
+            for step in GUEST.beats:
+                speaker = beat.speaker if step.speaker == "r" else step.speaker
+                yield Beat(speaker, False, step.sums, step.texts), beat.speaker if speaker == "c" else "c"
+        yield beat, "b" if beat.speaker == "a" else "a"
 
 
 def _arc_story(rng: random.Random, prompted: bool) -> tuple[list[Turn], list[Person]]:
-    setting = draw_setting(rng, GRAMMAR)
-    people = draw_cast(rng, GRAMMAR, setting.genre, 3)
-    slots = cast_slots(setting, people)
-    cast = dict(zip(ROLES, people, strict=True))
-    arc = rng.choice(ARCS)
-    plan = _plan(rng, slots)
+    arc = rng.choice(list(ARCS.values()))
+    cast = dict(zip("abc", draw_cast(rng, GRAMMAR, 3), strict=True))
+    slots = draw_things(rng, GRAMMAR) | cast_slots(cast)
+    slots["goal"] = arc.goal
+    beats = [beat for beat in arc.beats if not (beat.optional and rng.random() < SKIPPED)]
+    steps = list(_visited(rng, beats[1:] if beats[0].speaker == "n" and rng.random() < 0.2 else beats))
+    guest = any(beat.speaker == "c" for beat, _ in steps)
+    instructed = rng.choice((0.0, 0.0, 0.0, 0.4, 1.0))
     turns: list[Turn] = []
-    last = len(arc.beats) - 1
-    for number, beat in enumerate(arc.beats):
-        turns.extend(_tell(rng, plan, beat, slots, cast))
-        if number != last and rng.random() < plan.fillers:
-            turns.extend(_filler(rng, plan, cast))
-    turns = _merge(rng, turns, plan.merge)
+    for beat, listener in steps:
+        told = _tell(rng, beat, slots, cast, listener)
+        if rng.random() < instructed:
+            summed = GRAMMAR.expand(rng, rng.choice(beat.sums), slots)
+            turns.append(instruction(rng, told, summed, told.names))
+        turns.append(told)
+    people = list(cast.values())[: 3 if guest else 2]
     if prompted:
-        plot = GRAMMAR.expand(rng, rng.choice(arc.plots), slots)
-        turns.insert(0, system_prompt(rng, "task.story", plot, _style(rng, slots), people, slots))
+        plot = rng.choice(arc.plots) + (" " + rng.choice(GUEST.plots) if guest else "")
+        plot = GRAMMAR.expand(rng, plot, slots)
+        turns.insert(0, system_prompt(rng, "story", plot, people, slots))
     return turns, people
 
 
+def _event(rng: random.Random, lines: list[str], cast: Cast) -> tuple[str, list[Turn]]:
+    """What happens, and the instruction with the message that answers it."""
+    slots = draw_things(rng, GRAMMAR) | cast_slots(cast) | _spoken(cast, "a", "b")
+    manner = rng.choices(list(MANNERS), list(MANNERS.values()))[0]
+    told = rng.choice([line[2:] for line in lines if line.startswith(manner)])
+    more = rng.sample(GRAMMAR.rules["more"], rng.choice((0, 0, 1, 2, 3, 4)))
+    content = GRAMMAR.expand(rng, " ".join([told, *more]), slots)
+    summed = GRAMMAR.expand(rng, lines[0][2:], slots)
+    both = cast["a"].name, cast["b"].name
+    turn = Turn("text", content, both[: "nst".index(manner)])
+    return summed, [instruction(rng, turn, summed, turn.names or both), turn]
+
+
 def _event_story(rng: random.Random, prompted: bool) -> tuple[list[Turn], list[Person]]:
-    setting = draw_setting(rng, GRAMMAR)
-    people = draw_cast(rng, GRAMMAR, setting.genre, rng.choice((2, 2, 3)))
-    slots = cast_slots(setting, people)
-    cast = dict(zip(ROLES, people, strict=False))
-    plan = _plan(rng, slots)
-    plan.instructed = rng.choice((0.5, 1.0, 1.0))
+    first, second = draw_cast(rng, GRAMMAR, 2)
     turns: list[Turn] = []
     sums: list[str] = []
-    for _ in range(rng.randint(1, 5)):
-        beat, event_slots = _event(rng, plan)
-        pair = _swap(rng, cast)
-        for key, person in pair.items():
-            event_slots |= person.slots(key)
-        sums.append(GRAMMAR.expand(rng, rng.choice(beat.sums), event_slots))
-        turns.extend(_tell(rng, plan, Beat("", (sums[-1],), beat.texts), event_slots, pair))
-    if rng.random() < 0.5:
-        turns.extend(_tell(rng, plan, Beat("", ("The end.",), tuple(GRAMMAR.rules["end"])), slots, cast))
+    for lines in rng.sample(EVENTS, rng.randint(1, 5)):
+        last = next((turn.names for turn in reversed(turns) if turn.names), ())
+        if last[:1] == (first.name,):
+            first, second = second, first
+        summed, told = _event(rng, lines, {"a": first, "b": second})
+        sums.append(summed)
+        turns.extend(told)
+    people = [first, second]
     if prompted:
-        plot = " ".join(sums[: rng.randint(1, 3)])
-        turns.insert(0, system_prompt(rng, "task.story", plot, _style(rng, slots), people, slots))
+        cast = dict(zip("ab", people, strict=True))
+        turns.insert(0, system_prompt(rng, "story", sums[0], people, cast_slots(cast)))
     return turns, people
 
 
 def arc_story(rng: random.Random) -> list[Turn]:
-    """A story with setup, problem, attempts and an end, as the plot in its system prompt says."""
-    prompted = rng.random() < 0.88
+    """A story with a beginning, a problem and an end, as the plot in its system prompt says."""
+    prompted = rng.random() < 0.9
     return first_readable(lambda: _arc_story(rng, prompted))
 
 
 def event_story(rng: random.Random) -> list[Turn]:
     """A chain of events that the instructions ask for, one after the other."""
-    prompted = rng.random() < 0.8
+    prompted = rng.random() < 0.7
     return first_readable(lambda: _event_story(rng, prompted))

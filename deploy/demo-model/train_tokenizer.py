@@ -6,11 +6,13 @@ from pathlib import Path
 
 import bpe
 from generate import documents
+from packing import LISTED_NAMES
 
 FOLDER = Path(__file__).resolve().parents[2] / "serving" / "demo" / "opus-v1-sm"
 SEED = 1000
-DOCUMENTS = 12000
-VOCAB_SIZE = 3072
+DOCUMENTS = 6000
+NAME_COUNT = 2000
+VOCAB_SIZE = 2304
 CONTEXT = 4096
 SPECIAL_TOKENS = ["<|pad|>", "<s>", "</s>", "<|im_start|>", "<|im_end|>"]
 
@@ -21,6 +23,8 @@ def pieces() -> Iterator[str]:
         for turn in turns:
             yield turn.header + "\n"
             yield turn.content
+    for name in LISTED_NAMES:  # each shall be one token, at the begin of a text and within it
+        yield from [name, f" {name}"] * NAME_COUNT
 
 
 def main() -> None:

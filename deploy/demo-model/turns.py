@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from grammar import Grammar, Slots
 from world import Person
 
-GRAMMAR = Grammar("world.txt", "phrases.txt", "prompts.txt", "chat.txt")
+GRAMMAR = Grammar("words.txt", "prompts.txt", "chat.txt")
 
 
 @dataclass(frozen=True)
@@ -27,40 +27,32 @@ def word_count(text: str) -> int:
     return max(5, round(len(text.split()) / 5) * 5)
 
 
-def instruction(rng: random.Random, content: str, plot: str, names: tuple[str, ...]) -> Turn:
-    """What a user would have written to get `content`. At least one of the keys is there."""
-    lines = []
-    if rng.random() < 0.65:
-        lines.append(f"Length: {word_count(content)} words")
-    if rng.random() < 0.85 or not lines:
-        lines.append(f"Plot: {plot}")
-    if names and rng.random() < 0.3:
-        key = "Speaker" if len(names) == 1 and content.startswith('"') else "Characters"
-        lines.append(f"{key}: {', '.join(names)}")
+def instruction(rng: random.Random, told: Turn, plot: str, people: tuple[str, ...]) -> Turn:
+    """What a user would have written to get the turn `told`. A plot is always there."""
+    lines = [f"Length: {word_count(told.content)} words"] if rng.random() < 0.7 else []
+    lines.append(f"Plot: {plot}")
+    if people and rng.random() < 0.4:
+        lines.append(f"{'Speaker' if len(told.names) == 1 else 'Characters'}: {', '.join(people)}")
     return Turn("user", "\n".join(lines))
 
 
-def card(rng: random.Random, person: Person, slots: Slots) -> str:
-    """A description of one character, some with the name as a heading and some without."""
-    text = GRAMMAR.expand(rng, GRAMMAR.pick(rng, "card"), {**slots, **person.slots("p")})
-    return text.replace("woman", "man") if person.gender == "he" else text.replace(" man...", " woman...")
+def card(rng: random.Random, person: Person) -> str:
+    """A description of one character, sometimes with words that mean nothing to the story."""
+    rules = ("card", "card.more") if rng.random() < 0.15 else ("card",)
+    return GRAMMAR.expand(rng, " ".join(GRAMMAR.pick(rng, rule) for rule in rules), person.slots("p"))
 
 
-def system_prompt(rng: random.Random, task: str, plot: str, style: str, cast: list[Person], slots: Slots) -> Turn:
-    """Task, plot, style and characters under headings; sections may be missing or change places."""
-    gap = rng.choice(("\n\n", "\n\n", "\n\n\n"))
-    after = rng.choice(("\n\n", "\n\n", "\n"))
-    parts = []
-    if rng.random() < 0.93:
-        parts.append(GRAMMAR.pick(rng, "head.plot") + after + plot)
-    if rng.random() < 0.5:
-        parts.append(GRAMMAR.pick(rng, "head.style") + after + style)
-    if rng.random() < 0.75 or not parts:
-        cards = [f"### {person.name}{after}{card(rng, person, slots)}" for person in cast]
-        parts.append(GRAMMAR.pick(rng, "head.chars") + gap + gap.join(cards))
-    if rng.random() < 0.15:
-        rng.shuffle(parts)
-    intro = GRAMMAR.expand(rng, GRAMMAR.pick(rng, task), slots)
-    if rng.random() < 0.12:
-        return Turn("system", plot if rng.random() < 0.3 else f"{intro} {plot}")
-    return Turn("system", gap.join([intro, *parts] if rng.random() < 0.95 else parts))
+def system_prompt(rng: random.Random, kind: str, plot: str, cast: list[Person], slots: Slots) -> Turn:
+    """Task, plot, style and characters under headings; or the task and the plot in one line."""
+    task = GRAMMAR.expand(rng, GRAMMAR.pick(rng, f"task.{kind}"), slots)
+    if rng.random() < 0.35:
+        return Turn("system", f"{task} {plot}")
+    gap = rng.choice(("\n\n\n", "\n\n\n", "\n\n"))
+    parts = [task, GRAMMAR.pick(rng, "head.plot") + "\n\n" + plot]
+    if rng.random() < 0.2:
+        style = GRAMMAR.expand(rng, GRAMMAR.pick(rng, f"style.{kind}"), slots)
+        parts.append(GRAMMAR.pick(rng, "head.style") + "\n\n" + style)
+    if rng.random() < 0.75:
+        cards = "\n\n".join(f"### {person.name}\n\n{card(rng, person)}" for person in cast)
+        parts.append(GRAMMAR.pick(rng, "head.chars") + "\n\n" + cards)
+    return Turn("system", gap.join(parts))

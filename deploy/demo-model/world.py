@@ -1,7 +1,7 @@
-"""Draws the cast and the setting of one document: who, where, what, in which genre.
+"""Draws the people and the things of one document from the closed lists in data/words.txt.
 
-A quarter of the names are rare or made up, so that a model can only get them right by copying. Those must stand in the
-prompt; a name that the model has to come up with by itself is always a common one.
+Every listed name has one gender, and so has an invented one by its ending, so that pronouns can be told from names. A
+few names are invented; those must stand in the prompt, since a model can only copy them.
 """
 
 import random
@@ -9,35 +9,13 @@ from dataclasses import dataclass
 
 from grammar import Grammar
 
-# The prefixes of the genres in data/world.txt.
-GENRES = (
-    "fairy",
-    "sea",
-    "space",
-    "detective",
-    "magic",
-    "kitchen",
-    "ghost",
-    "town",
-    "desert",
-    "robot",
-    "forest",
-    "kingdom",
-)
-GENRE_LISTS = ("thing", "creature", "ride", "danger")
-EVENT_LISTS = ("item", "adj", "animal", "spot", "color", "number", "food", "drink", "skill")
-PERSON_LISTS = ("look", "like", "fear", "wish")
-MOODS = ("warm", "dark", "funny", "poetic", "calm", "tense")
-SHE_ONLY = frozenset({"queen", "princess", "goose girl", "headmistress", "witch", "princess's maid"})
-HE_ONLY = frozenset({"king", "prince", "kitchen boy"})
+PERSON_LISTS = ("trait", "look", "like", "fear", "wish")
+THINGS = ("thing", "adj", "animal", "color", "food", "dish", "skill")
 PRONOUNS = {
-    "he": {"he": "he", "him": "him", "his": "his"},
-    "she": {"he": "she", "him": "her", "his": "her"},
+    "he": {"he": "he", "him": "him", "his": "his", "person": "man"},
+    "she": {"he": "she", "him": "her", "his": "her", "person": "woman"},
 }
-RARE_NAMES, SYLLABLE_NAMES, LETTER_NAMES = 0.08, 0.08, 0.09
-CONSONANTS, VOWELS = "bcdfghjklmnprstvwxyz", "aeiouy"
-LETTER_PATTERNS = ("cvc", "cvcv", "cvcvc", "vcvc", "cvccv", "cvccvc", "vccv", "cvcvcv", "cvccy")
-TITLED_NAMES = 0.03
+INVENTED_NAMES, TITLED_NAMES, ADJECTIVES = 0.03, 0.01, 0.25
 
 
 @dataclass(frozen=True)
@@ -47,91 +25,52 @@ class Person:
     name: str
     gender: str
     facts: dict[str, str]
-    common: bool
+    listed: bool
 
     def slots(self, key: str) -> dict[str, str]:
         values = self.facts | PRONOUNS[self.gender]
         return {key: self.name} | {f"{key}.{fact}": value for fact, value in values.items()}
 
 
-@dataclass(frozen=True)
-class Setting:
-    """Where a document plays: its genre and the slot values that stay the same from beginning to end."""
-
-    genre: str
-    slots: dict[str, str]
+def _invented(rng: random.Random, grammar: Grammar, gender: str) -> str:
+    syllables = [grammar.pick(rng, "syllable") for _ in range(rng.choice((1, 1, 2)))]
+    return ("".join(syllables) + grammar.pick(rng, f"last.{gender}")).capitalize()
 
 
-def _of_letters(rng: random.Random) -> str:
-    kinds = {"c": CONSONANTS, "v": VOWELS}
-    return "".join(rng.choice(kinds.get(kind, kind)) for kind in rng.choice(LETTER_PATTERNS)).capitalize()
-
-
-def _of_syllables(rng: random.Random, grammar: Grammar) -> str:
-    middle = grammar.pick(rng, "syl.first") if rng.random() < 0.25 else ""
-    return (grammar.pick(rng, "syl.first") + middle + grammar.pick(rng, "syl.last")).capitalize()
-
-
-def common_name(rng: random.Random, grammar: Grammar, gender: str = "") -> str:
-    return grammar.pick(rng, f"name.{gender or rng.choice(('he', 'she'))}")
-
-
-def draw_name(rng: random.Random, grammar: Grammar, gender: str) -> str:
-    share = rng.random()
-    if share < RARE_NAMES:
-        name = grammar.pick(rng, f"rare.{gender}")
-    elif share < RARE_NAMES + SYLLABLE_NAMES:
-        name = _of_syllables(rng, grammar)
-    elif share < RARE_NAMES + SYLLABLE_NAMES + LETTER_NAMES:
-        name = _of_letters(rng)
-    else:
-        name = common_name(rng, grammar, gender)
-    if rng.random() < TITLED_NAMES:
-        title = grammar.pick(rng, f"title.{gender}")
-        name = f"{title} {name}"
-    return name
-
-
-def draw_person(rng: random.Random, grammar: Grammar, genre: str) -> Person:
+def draw_person(rng: random.Random, grammar: Grammar) -> Person:
     gender = rng.choice(("he", "she"))
-    jobs = grammar.rules[f"{genre}.job" if rng.random() < 0.8 else f"{rng.choice(GENRES)}.job"]
-    job = rng.choice([job for job in jobs if job not in (SHE_ONLY if gender == "he" else HE_ONLY)])
-    trait, trait2 = rng.sample(grammar.rules["trait"], 2)
-    facts = {"job": job, "trait": trait, "trait2": trait2}
-    facts |= {fact: grammar.pick(rng, fact) for fact in PERSON_LISTS}
-    facts["wish"] = facts["wish"].replace("{his|her}", PRONOUNS[gender]["his"])
-    name = draw_name(rng, grammar, gender)
-    return Person(name, gender, facts, name in grammar.rules[f"name.{gender}"])
+    facts = {fact: grammar.pick(rng, fact) for fact in PERSON_LISTS} | {"job": grammar.pick(rng, f"job.{gender}")}
+    listed = rng.random() >= INVENTED_NAMES
+    name = grammar.pick(rng, f"name.{gender}") if listed else _invented(rng, grammar, gender)
+    if rng.random() < TITLED_NAMES:
+        return Person(f"{grammar.pick(rng, f'title.{gender}')} {name}", gender, facts, False)
+    return Person(name, gender, facts, listed)
 
 
-def draw_cast(rng: random.Random, grammar: Grammar, genre: str, count: int) -> list[Person]:
-    """People whose names begin with different letters, as careful writers choose them."""
+def draw_cast(rng: random.Random, grammar: Grammar, count: int) -> list[Person]:
     cast: dict[str, Person] = {}
     while len(cast) < count:
-        person = draw_person(rng, grammar, genre)
-        cast.setdefault(person.name[0], person)
+        person = draw_person(rng, grammar)
+        cast.setdefault(person.name, person)
     return list(cast.values())
 
 
-def draw_event_slots(rng: random.Random, grammar: Grammar) -> dict[str, str]:
-    """Things of the moment, drawn anew for every event and every exchange."""
-    slots = {name: grammar.pick(rng, name) for name in EVENT_LISTS}
-    slots["x"] = f"{slots['adj']} {slots['item']}"
-    slots["nick"] = common_name(rng, grammar)
-    slots["when"] = grammar.pick(rng, "when")
+def _place(rng: random.Random, grammar: Grammar, where: str = "where") -> tuple[str, str]:
+    """In the old forest; the old forest."""
+    preposition, _, noun = grammar.pick(rng, where).partition(" the ")
+    adjective = f"{grammar.pick(rng, 'where.adj')} " if rng.random() < ADJECTIVES else ""
+    return f"{preposition} the {adjective}{noun}", f"the {adjective}{noun}"
+
+
+def draw_things(rng: random.Random, grammar: Grammar) -> dict[str, str]:
+    """Slots for things, places and animals, the second ones different from the first."""
+    slots = {name: grammar.pick(rng, name) for name in THINGS}
+    slots["x"] = f"{slots['adj']} {slots['thing']}"
+    slots["job"] = rng.choice(sorted({*grammar.rules["job.she"]} & {*grammar.rules["job.he"]}))
+    slots["spot"], slots["place"] = _place(rng, grammar)
+    slots["inside"] = _place(rng, grammar, "inside")[0]
+    second = {name: grammar.pick(rng, name) for name in ("thing", "adj", "animal", "color")}
+    slots["x2"] = f"{second['adj']} {second['thing']}"
+    slots["animal2"], slots["color2"] = second["animal"], second["color"]
+    slots["spot2"], slots["place2"] = _place(rng, grammar)
     return slots
-
-
-def draw_setting(rng: random.Random, grammar: Grammar) -> Setting:
-    genre = rng.choice(GENRES)
-    slots = draw_event_slots(rng, grammar)
-    slots["place"], slots["spot"] = rng.sample(grammar.rules[f"{genre}.place"], 2)
-    for name in GENRE_LISTS:
-        slots[name] = grammar.pick(rng, f"{genre}.{name}")
-    slots["thing"] = slots["thing"] if rng.random() < 0.7 else slots["x"]
-    slots["town"] = grammar.pick(rng, "town")
-    slots["abstract"] = grammar.pick(rng, "abstract")
-    slots["mood"] = rng.choice(MOODS)
-    slots["<mood"] = f"mood.{slots['mood']}"
-    slots["<place_air"] = f"{genre}.air"
-    return Setting(genre, slots)
