@@ -249,6 +249,8 @@ class Exchange(Response):
             request = decode_query(wire, body.values)
         else:
             request = decode(wire, body)
+            if len(body) > _LARGE_BYTES:
+                await asyncio.sleep(0)  # translating it takes long, too: others come in between
         try:
             await self._work(backend, caller, request, reply, revoked)
         except PlanChanged:

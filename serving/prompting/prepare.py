@@ -173,6 +173,8 @@ class Prompting:
         if isinstance(prompt, RawPrompt):
             parts = prompt.text.split(prompt.seam) if prompt.seam else [prompt.text]
             ids = list(chain.from_iterable(self.format.tokens.encode_raw_parts(parts, most, prompt.param)))
+        elif len(prompt.token_ids) > most:
+            raise TooManyTokens(len(prompt.token_ids), exact=True)
         else:
             ids = self._known(prompt.token_ids)
         return self.format.with_bos(ids) if add_bos else ids
