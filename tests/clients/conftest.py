@@ -12,13 +12,53 @@ from pathlib import Path
 
 import pytest
 
+from serving.settings import DEMO_MODEL_DIR
+from tests import tiny
 from tests.clients.page import CHATML, LLAMA3, SHIPPED, Page, Turn, visit
 from tests.clients.scripted_server import SCRIPTS
 from tests.clients.tavern import TYPES, VERSIONS, Tavern
-from tests.end_to_end.conftest import LLAMA3_DIR, ServerProcess, ended, start, wait_ready
+from tests.end_to_end.conftest import LLAMA3_DIR, MODEL, ServerProcess, ended, start, wait_ready
+from tests.painter import painting
 
 HERE = Path(__file__).parent
 NODE_S = 120
+EMBEDDER, CLASSIFIER, WHISPER, PAINTER = "tests/embedder", "tests/classifier", "tests/whisper", "tests/painter"
+TASK_MODELS = f"""
+[[models]]
+id = "{MODEL}"
+path = "{DEMO_MODEL_DIR}"
+template = "chatml-text"
+
+[[models]]
+id = "{EMBEDDER}"
+path = "embedder"
+kind = "embedding"
+price = {{ input_per_1k = 1_000_000 }}
+engine = {{ kv_cache_memory_bytes = 67_108_864 }}
+
+[[models]]
+id = "{CLASSIFIER}"
+path = "classifier"
+kind = "classification"
+threshold = 0.9
+categories = {{ harassment = "harassment", gore = "violence/graphic" }}
+price = {{ input_per_1k = 1_000_000 }}
+engine = {{ kv_cache_memory_bytes = 67_108_864 }}
+
+[[models]]
+id = "{WHISPER}"
+path = "whisper"
+kind = "transcription"
+price = {{ input_per_1k = 1_000_000 }}
+engine = {{ kv_cache_memory_bytes = 67_108_864 }}
+
+[[models]]
+id = "{PAINTER}"
+path = "PAINTER_ADDRESS"
+kind = "image"
+server_model = "there/painter"
+sizes = {{ 256x256 = 40_000, 512x512 = 160_000 }}
+"""
 
 
 @pytest.fixture(scope="session")
@@ -26,6 +66,24 @@ def server() -> Iterator[ServerProcess]:
     """`serving serve` as a user starts it: `url` is its address, `key` its demo account's key."""
     with tempfile.TemporaryDirectory() as folder:
         server = start(["-m", "serving", "serve"], Path(folder))
+        try:
+            wait_ready(server)
+            yield server
+        finally:
+            ended(server)
+
+
+@pytest.fixture(scope="session")
+def tasks() -> Iterator[ServerProcess]:
+    """A server with models of every kind: the demo model, random weights on real engines, and an image server."""
+    with tempfile.TemporaryDirectory() as name, painting() as painter:
+        folder = Path(name)
+        tiny.make_embedder(folder / "embedder")
+        tiny.make_classifier(folder / "classifier")
+        tiny.make_whisper(folder / "whisper")
+        config = folder / "serving.toml"
+        config.write_text(TASK_MODELS.replace("PAINTER_ADDRESS", painter.address))
+        server = start(["-m", "serving", "serve", "--config", str(config)], folder)
         try:
             wait_ready(server)
             yield server

@@ -19,15 +19,12 @@ import psutil
 import pytest
 
 from serving.settings import DEMO_MODEL_DIR
-from tests import tiny
-from tests.painter import painting
 
 KEY = "sk-story-end-to-end"
 MODEL = "opus-v1-sm"
 LLAMA3 = "tests/llama3-tiny"
 LLAMA3_DIR = Path(__file__).parents[1] / "fixtures/llama3-tiny"
-EMBEDDER, CLASSIFIER, WHISPER, PAINTER = "tests/embedder", "tests/classifier", "tests/whisper", "tests/painter"
-START_S = 600
+START_S = 300
 
 
 @dataclass
@@ -118,48 +115,15 @@ price = {{ input_per_1k = 40_000, cached_per_1k = 10_000, output_per_1k = 40_000
 id = "{LLAMA3}"
 path = "{LLAMA3_DIR}"
 template = "llama3-writer"
-
-[[models]]
-id = "{EMBEDDER}"
-path = "embedder"
-kind = "embedding"
-price = {{ input_per_1k = 1_000_000 }}
-engine = {{ kv_cache_memory_bytes = 67_108_864 }}
-
-[[models]]
-id = "{CLASSIFIER}"
-path = "classifier"
-kind = "classification"
-threshold = 0.9
-categories = {{ harassment = "harassment", gore = "violence/graphic" }}
-price = {{ input_per_1k = 1_000_000 }}
-engine = {{ kv_cache_memory_bytes = 67_108_864 }}
-
-[[models]]
-id = "{WHISPER}"
-path = "whisper"
-kind = "transcription"
-price = {{ input_per_1k = 1_000_000 }}
-engine = {{ kv_cache_memory_bytes = 67_108_864 }}
-
-[[models]]
-id = "{PAINTER}"
-path = "PAINTER_ADDRESS"
-kind = "image"
-server_model = "there/painter"
-sizes = {{ 256x256 = 40_000, 512x512 = 160_000 }}
 """
 
 
 @pytest.fixture(scope="session")
 def demo() -> Iterator[ServerProcess]:
-    """`serving serve` with models on real engines: the demo model, and random weights of the other kinds."""
-    with tempfile.TemporaryDirectory() as folder, painting() as painter:
-        tiny.make_embedder(Path(folder) / "embedder")
-        tiny.make_classifier(Path(folder) / "classifier")
-        tiny.make_whisper(Path(folder) / "whisper")
+    """`serving serve` with both models on real engines."""
+    with tempfile.TemporaryDirectory() as folder:
         config = Path(folder) / "serving.toml"
-        config.write_text(CONFIG.replace("PAINTER_ADDRESS", painter.address))
+        config.write_text(CONFIG)
         server = start(["-m", "serving", "serve", "--config", str(config)], Path(folder))
         try:
             wait_ready(server)

@@ -7,7 +7,8 @@ from typing import Any
 import openai
 import pytest
 
-from tests.end_to_end.conftest import CLASSIFIER, EMBEDDER, MODEL, PAINTER, WHISPER, ServerProcess
+from tests.clients.conftest import CLASSIFIER, EMBEDDER, PAINTER, WHISPER
+from tests.end_to_end.conftest import MODEL, ServerProcess
 from tests.painter import DOT
 from tests.sound import tone
 from tests.tiny import CONTEXT_TOKENS, DIMENSIONS
@@ -17,8 +18,8 @@ PER_UNIT = 1000
 
 
 @pytest.fixture(scope="module")
-def client(demo: ServerProcess) -> Iterator[openai.OpenAI]:
-    with demo.client() as client:
+def client(tasks: ServerProcess) -> Iterator[openai.OpenAI]:
+    with tasks.client() as client:
         yield client
 
 
@@ -42,10 +43,10 @@ class Charged:
         ]
 
 
-def test_embeddings(client: openai.OpenAI, demo: ServerProcess) -> None:
+def test_embeddings(client: openai.OpenAI, tasks: ServerProcess) -> None:
     """The client asks for base64 by itself, and decodes it."""
     client.embeddings.create(model=EMBEDDER, input="warm")
-    charged = Charged(demo, EMBEDDER)
+    charged = Charged(tasks, EMBEDDER)
     told = client.embeddings.create(model=EMBEDDER, input=["the ship", "the sea", "the ship"])
     first, second, third = (row.embedding for row in told.data)
     assert len(first) == DIMENSIONS
@@ -63,8 +64,8 @@ def test_embeddings_as_numbers_and_of_token_ids(client: openai.OpenAI) -> None:
     assert told.usage.prompt_tokens == 8
 
 
-def test_a_text_that_is_too_long_and_dimensions_it_cannot_have(client: openai.OpenAI, demo: ServerProcess) -> None:
-    charged = Charged(demo, EMBEDDER)
+def test_a_text_that_is_too_long_and_dimensions_it_cannot_have(client: openai.OpenAI, tasks: ServerProcess) -> None:
+    charged = Charged(tasks, EMBEDDER)
     with pytest.raises(openai.BadRequestError) as told:
         client.embeddings.create(model=EMBEDDER, input="a " * CONTEXT_TOKENS)
     assert (told.value.param, told.value.code) == ("input", "context_length_exceeded")
@@ -74,10 +75,10 @@ def test_a_text_that_is_too_long_and_dimensions_it_cannot_have(client: openai.Op
     charged.assert_units(0)
 
 
-def test_moderations(client: openai.OpenAI, demo: ServerProcess) -> None:
+def test_moderations(client: openai.OpenAI, tasks: ServerProcess) -> None:
     """The weights are random: what is flagged means nothing, and how it is told does."""
     client.moderations.create(model=CLASSIFIER, input="warm")
-    charged = Charged(demo, CLASSIFIER)
+    charged = Charged(tasks, CLASSIFIER)
     told = client.moderations.create(model=CLASSIFIER, input=["the ship", "the sea"])
     assert len(told.results) == 2
     for result in told.results:
@@ -89,11 +90,11 @@ def test_moderations(client: openai.OpenAI, demo: ServerProcess) -> None:
     charged.assert_units(9 + 8)
 
 
-def test_transcriptions(client: openai.OpenAI, demo: ServerProcess) -> None:
+def test_transcriptions(client: openai.OpenAI, tasks: ServerProcess) -> None:
     """The weights are random: what is heard means nothing, and its forms and its price do."""
     sound = ("tone.wav", tone(2.2))
     told = client.audio.transcriptions.create(model=WHISPER, file=sound, language="en")
-    charged = Charged(demo, WHISPER)
+    charged = Charged(tasks, WHISPER)
     assert client.audio.transcriptions.create(model=WHISPER, file=sound, language="en").text == told.text
     text = client.audio.transcriptions.create(model=WHISPER, file=sound, language="en", response_format="text")
     assert text == f"{told.text}\n"
@@ -111,10 +112,10 @@ def test_transcriptions(client: openai.OpenAI, demo: ServerProcess) -> None:
     charged.assert_units(5 * 3)
 
 
-def test_images(client: openai.OpenAI, demo: ServerProcess) -> None:
+def test_images(client: openai.OpenAI, tasks: ServerProcess) -> None:
     """The image server is a small one of the tests, which paints one dot."""
     client.images.generate(model=PAINTER, prompt="a ship")
-    charged = Charged(demo, PAINTER)
+    charged = Charged(tasks, PAINTER)
     told = client.images.generate(model=PAINTER, prompt="a ship", n=2, size="512x512", response_format="b64_json")
     assert told.data
     assert [base64.b64decode(image.b64_json or "") for image in told.data] == [DOT, DOT]
