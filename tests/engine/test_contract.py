@@ -1,6 +1,7 @@
 """What serving/engine/base.py promises, over the scripted engine and a real one."""
 
 import asyncio
+import contextlib
 from dataclasses import replace
 from typing import Any
 
@@ -199,8 +200,9 @@ async def test_a_prompt_over_the_context_says_both_numbers(engine: Counting) -> 
 @pytest.mark.parametrize("events", [0, 1, 2, 3, 9])
 async def test_closing_aborts_at_any_moment(engine: Counting, events: int) -> None:
     stream = engine.generate(forced(99, max_tokens=2000))
-    for _ in range(events):
-        await anext(stream)
+    with contextlib.suppress(StopAsyncIteration):  # on a busy machine few events tell of all tokens
+        for _ in range(events):
+            await anext(stream)
     await stream.aclose()
     await nothing_left(engine)
     await answer(engine, ask())

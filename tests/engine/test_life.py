@@ -97,13 +97,15 @@ async def test_shutdown_ends_what_nobody_reads() -> None:
     """A reader who stopped reading holds the end up for `shutdown_timeout` and no longer."""
     before = engine_processes()
     engine = await LocalEngine.load(str(MODEL), engine=ENGINE | {"shutdown_timeout": 1})
-    stream = engine.generate(forced(99, max_tokens=2000))
-    await anext(stream)
+    # So many that they cannot be over within the timeout.
+    streams = [engine.generate(forced(99, max_tokens=2000)) for _ in range(32)]
+    await asyncio.gather(*map(anext, streams))
     await engine.shutdown()
     assert engine_processes() == before
-    with pytest.raises(EngineFailed):  # what was generated until then may still be read
-        async for _ in stream:
-            pass
+    for stream in streams:
+        with pytest.raises(EngineFailed):  # what was generated until then may still be read
+            async for _ in stream:
+                pass
 
 
 async def test_a_cancelled_load_leaves_nothing() -> None:

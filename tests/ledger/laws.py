@@ -293,6 +293,7 @@ class LedgerLaws(RuleBasedStateMachine):
         at = self.hold(key, None, price, worst.prompt_tokens, worst.completion_tokens, 0, again=False)
         if not isinstance(at, tuple):
             return at
+        self.laws()  # what others give back below is free again, and this one did not pass it over
         if told is not None:
             self.note(at, told, 0)
         if end == "settled":
