@@ -50,12 +50,12 @@ def test_tokens_are_counted_as_they_are_charged(tavern: Tavern, page: Page, serv
 
 @EVERY
 def test_a_stream_is_the_whole_answer_in_parts(tavern: Tavern, page: Page, server: ServerProcess, api: str) -> None:
-    # Longer than the stop strings, as whose beginnings text is held back.
+    # Longer than the stop strings, as whose beginnings text is held back; the type generic sends no minimum.
     body = prompted(page, server, api, max_tokens=60, min_tokens=40)
     whole = tavern.generate(body)["choices"][0]["text"]
     events = tavern.stream(body)
     assert whole
-    assert len(events) > 2
+    assert len(events) > (1 if api == "generic" else 2)
     assert "".join(event["choices"][0]["text"] for event in events) == whole
     assert not any(event.keys() & {"error", "message", "detail"} for event in events), "the page takes these for errors"
 
