@@ -5,8 +5,10 @@ long text decodes in a millisecond, one of a million tiny values in a tenth of a
 with as many commas would not fit into the context of any model either.
 """
 
+import gc
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import msgspec
@@ -56,7 +58,8 @@ def decode(kind: type[W], body: bytes) -> W:
     if len(body) > _SMALL_BYTES and any(body.count(mark) > most for mark, most in _MOST_MARKS):
         raise InvalidRequest("The body holds too many values. Send fewer or shorter lists.")
     try:
-        return msgspec.json.decode(body, type=kind)
+        with _no_collection():
+            return msgspec.json.decode(body, type=kind)
     except msgspec.ValidationError as error:
         reason, param = describe(str(error))
         raise InvalidRequest(reason, param=param) from None
@@ -65,6 +68,18 @@ def decode(kind: type[W], body: bytes) -> W:
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         # The library's words for broken JSON name positions, not contents.
         raise InvalidRequest(f"The body is not valid JSON: {error}.") from None
+
+
+@contextmanager
+def _no_collection() -> Iterator[None]:
+    """Nothing that is being made is garbage yet, and looking for it again and again took 60 ms for 60,000 lists."""
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if collecting:
+            gc.enable()
 
 
 def decode_query(kind: type[W], values: Mapping[str, Any]) -> W:
