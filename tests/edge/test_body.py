@@ -1,5 +1,7 @@
 """Bytes of a body: read up to a limit, decoded at a bounded cost, and errors that name fields and repeat nothing."""
 
+import contextlib
+import gc
 from collections.abc import Iterator
 from typing import Any, Literal
 
@@ -121,6 +123,18 @@ def many_values() -> Iterator[bytes]:
 @pytest.mark.parametrize("body", list(many_values()), ids=["strings", "numbers", "objects", "lists"])
 def test_a_body_of_very_many_values_is_refused_undecoded(body: bytes) -> None:
     assert "too many values" in refusal(body).message
+
+
+@pytest.mark.parametrize("collecting", [True, False])
+@pytest.mark.parametrize("body", [b'{"name": "a"}', b'{"name": 1}'])
+def test_the_garbage_collector_is_left_as_it_was(collecting: bool, body: bytes) -> None:
+    (gc.enable if collecting else gc.disable)()
+    try:
+        with contextlib.suppress(InvalidRequest):
+            decode(Wire, body)
+        assert gc.isenabled() == collecting
+    finally:
+        gc.enable()
 
 
 def test_a_long_text_passes() -> None:
