@@ -228,8 +228,9 @@ class Pipeline:
             self._running[caller.key_id].discard(running)
             if not self._running[caller.key_id]:
                 del self._running[caller.key_id]
-        for event in meter.end():
-            yield event
+        if running.stopped:  # of an engine that ends too early nobody says that it was complete
+            for event in meter.end():
+                yield event
 
     def model(self, caller: Caller, model_id: str) -> ServedModel:
         """Raises UnknownModel, also for a model that the caller may not use."""
