@@ -89,6 +89,7 @@ def build(
         return Tasks(task_models, engines, ledger, admission)
 
     backing = Backing(partial(open_books, settings), pipeline, tasks, plans, pepper, key)
+    telemetry.SETTLES_WAITING.set_function(lambda: backing.settles_waiting)
 
     def loader(model: ModelSettings) -> Loader:
         return _after(backing, (loaders or {}).get(model.id) or local_loader(model))

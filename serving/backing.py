@@ -72,6 +72,11 @@ class Backing:
             raise Overloaded("The server is starting or stopping. Try again in a moment.", retry_after_s=1)
         return self._backend
 
+    @property
+    def settles_waiting(self) -> int:
+        """How many settles and releases the store has not acknowledged; 0 while no books are open."""
+        return self.opened.ledger.waiting if self.opened else 0
+
     def start(self) -> None:
         """Begin to open."""
         if self._task is None:

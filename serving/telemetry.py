@@ -68,6 +68,11 @@ DURATION = Histogram(
     "serving_request_seconds", "From a request's acceptance to its receipt", ["model"], buckets=_WHOLE_S
 )
 RUNNING = Gauge("serving_running_choices", "Choices being generated", multiprocess_mode="livesum")
+SETTLES_WAITING = Gauge(
+    "serving_settles_waiting",
+    "Settles and releases that the credit store has not acknowledged: they are sent when it is back",
+    multiprocess_mode="livesum",
+)
 ENGINE_UP = Gauge("serving_engine_up", "1 when the model's engine is ready", ["model"], multiprocess_mode="livemin")
 BUILD = Gauge("serving_build_info", "The version that runs", ["version"], multiprocess_mode="livemax")
 BUILD.labels(__version__).set(1)

@@ -70,6 +70,10 @@ class SlowLedger:
         await asyncio.sleep(0)
         return receipt
 
+    @property
+    def waiting(self) -> int:
+        return self.inner.waiting
+
     async def release(self, hold: Hold) -> None:
         await asyncio.sleep(0)
         self.calls.append("release")

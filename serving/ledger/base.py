@@ -141,6 +141,11 @@ class DayUsage:
 class Ledger(Protocol):
     """What the path of a request needs. Safe to call from any number of tasks."""
 
+    @property
+    def waiting(self) -> int:
+        """How many settles and releases the store has not acknowledged."""
+        ...
+
     async def hold(self, caller: Caller, request_id: str, model: str, price: Price, worst_case: Usage) -> Hold:
         """Reserve credit for at most `worst_case`; fewer completion tokens are granted when credit is short.
 

@@ -25,7 +25,7 @@ Command: TypeAlias = tuple[str | bytes, ...]
 Tell: TypeAlias = Callable[[int, Any], None]
 """Told the position of a command in its batch, and its answer: data or a Refusal."""
 Meet: TypeAlias = Callable[[set[str]], None]
-"""Told the run ids of servers that connections were made to."""
+"""Told which servers connections were made to, as `_lives` names them."""
 
 _LOOSER = 4
 
@@ -125,7 +125,7 @@ def _sentinel_of(parts: SplitResult, scheme: str, timeout_s: float) -> tuple[Sen
 
 
 class _Server:
-    """One server, or the one that Sentinels name: a pool of connections, each of which learns the server's run id."""
+    """One server, or the one that Sentinels name: a pool of connections, each of which learns which server it met."""
 
     def __init__(self, pool: ConnectionPool, meet: Meet, sentinel: Sentinel | None = None) -> None:
         self._pool = pool
@@ -137,9 +137,9 @@ class _Server:
 
     async def _greet(self, connection: AbstractConnection) -> None:
         await connection.on_connect()
-        await connection.send_command("INFO", "server")
+        await connection.send_command("INFO")
         try:
-            self._meet(_run_ids(await connection.read_response()))
+            self._meet(_lives(await connection.read_response()))
         except ResponseError:
             return  # forbidden to our user: restarts go unnoticed, and `problems` says so
 
@@ -225,13 +225,13 @@ class _Cluster:
             await client.aclose()
             if any("cluster_state:ok" not in str(info) for info in (await self.ask_all("CLUSTER", "INFO")).values()):
                 raise ConnectionError("the cluster is down")
-            infos = await self.ask_all("INFO", "server")
+            infos = await self.ask_all("INFO")
         except BaseException:
             # The nodes known last may all be gone: the next probe begins at the hosts of the URL again.
             self._client = self._make()
             await client.aclose()
             raise
-        self._meet(set().union(*map(_run_ids, infos.values())))
+        self._meet(set().union(*map(_lives, infos.values())))
         self._met = True
 
     async def ask_all(self, *command: str) -> dict[str, Any]:
@@ -254,10 +254,12 @@ class _Cluster:
         await self._client.aclose()
 
 
-def _run_ids(info: object) -> set[str]:
-    """The run id in the text of INFO, when it is there."""
-    lines = str(info).splitlines()
-    return {line.partition(":")[2] for line in lines if line.startswith("run_id:")}
+def _lives(info: object) -> set[str]:
+    """What the text of INFO tells of a server's life as a primary, when it is there: the run id, which is another after
+    every start, and the replication id, which is another after every promotion. A primary that was demoted, lost what
+    its successor never heard, and was promoted again is so known for another one."""
+    told = dict(line.split(":", 1) for line in str(info).splitlines() if ":" in line)
+    return {f"{told['run_id']} {told.get('master_replid', '')}"} if "run_id" in told else set()
 
 
 def _refusal(error: ResponseError) -> Refusal:

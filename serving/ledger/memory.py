@@ -126,6 +126,10 @@ class MemoryLedger:
             return Receipt(hold.request_id, Usage(), 0)
         return request.receipt
 
+    @property
+    def waiting(self) -> int:
+        return 0
+
     async def release(self, hold: Hold) -> None:
         now_us = self._now_us()
         request = self._find(hold.account, hold.request_id, now_us)

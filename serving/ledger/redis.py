@@ -86,6 +86,10 @@ class RedisLedger:
         await asyncio.gather(*self._always_working, return_exceptions=True)
         await self._outbox.close()
 
+    @property
+    def waiting(self) -> int:
+        return self._outbox.waiting
+
     async def hold(self, caller: Caller, request_id: str, model: str, price: Price, worst_case: Usage) -> Hold:
         plan = caller.plan
         price = price.at(plan.price_percent)

@@ -159,10 +159,10 @@ class Store:
         """Have `callback` called when a server was started anew, or another one has taken its place."""
         self._on_restart.append(callback)
 
-    def _meet(self, run_ids: set[str]) -> None:
-        is_new = not run_ids <= self._servers
+    def _meet(self, servers: set[str]) -> None:
+        is_new = not servers <= self._servers
         known_before = bool(self._servers)
-        self._servers |= run_ids
+        self._servers |= servers
         if is_new and known_before:
             log.warning("the credit store was restarted, or another server took its place")
             self._tell_restart()
@@ -272,7 +272,7 @@ class Store:
         self._probing = None
         log.warning("the credit store answers again")
         if not self._servers:
-            self._tell_restart()  # run ids are kept from us: it may well have been one
+            self._tell_restart()  # who answers is kept from us: it may well be another
 
 
 def _read_scripts(folder: Path) -> dict[str, _Script]:

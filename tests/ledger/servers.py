@@ -175,7 +175,7 @@ class Replicated:
 
 @contextlib.contextmanager
 def running_sentinel(binary: Path, folder: Path) -> Iterator[Replicated]:
-    """The Sentinel fails over within about a second of the primary's death."""
+    """The Sentinel fails over within about two seconds of the primary's death."""
     ports = free_ports(3)
     primary = RedisServer(binary, folder / "primary", ports[0], ("--repl-diskless-sync-delay", "0"))
     replica = RedisServer(binary, folder / "replica", ports[1], ("--replicaof", "127.0.0.1", str(ports[0])))
@@ -187,7 +187,7 @@ def running_sentinel(binary: Path, folder: Path) -> Iterator[Replicated]:
         sentinel.folder.mkdir()
         lines = (
             f"port {sentinel.port}\nbind 127.0.0.1\nunixsocket {sentinel.socket}\nlogfile {sentinel.folder}/redis.log\n"
-            f"sentinel monitor story 127.0.0.1 {primary.port} 1\nsentinel down-after-milliseconds story 500\n"
+            f"sentinel monitor story 127.0.0.1 {primary.port} 1\nsentinel down-after-milliseconds story 1000\n"
             "sentinel failover-timeout story 2000\n"
         )
         config = sentinel.folder / "sentinel.conf"

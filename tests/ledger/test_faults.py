@@ -12,7 +12,7 @@ import itertools
 import resource
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -21,7 +21,7 @@ from loadtests.fault_proxy import FaultProxy
 from loadtests.ledger_app import Tallied, Tally, words
 from loadtests.ledger_chaos import PLENTY
 from loadtests.ledger_world import ACCOUNT, PEPPER, PLANS, Answer, Front, Redis, World, world
-from serving.app import build
+from serving.app import Service, build
 from serving.core import Hold, PreparedRequest, Price, Usage
 from serving.engine.base import Engine
 from serving.engine.scripted import ScriptedEngine
@@ -48,6 +48,17 @@ MONTH_END_US = 1_769_904_000_000_000
 
 async def pace(request: PreparedRequest, number: int) -> None:
     await asyncio.sleep(0.002)
+
+
+@dataclass
+class Served(Front):
+    """A service in this process."""
+
+    service: Service
+
+    async def delivered(self) -> None:
+        """Returns when the store has all that was settled."""
+        await until(lambda: self.service.backing.settles_waiting == 0)
 
 
 class Traffic:
@@ -78,7 +89,7 @@ class Traffic:
 
 
 @asynccontextmanager
-async def served(stage: World, url: str, engine: Engine | None = None) -> AsyncIterator[Front]:
+async def served(stage: World, url: str, engine: Engine | None = None) -> AsyncIterator[Served]:
     """The service in this process, on a store at `url`."""
     folder = stage.folder / "app"
     folder.mkdir()
@@ -95,8 +106,9 @@ async def served(stage: World, url: str, engine: Engine | None = None) -> AsyncI
         async with asyncio.timeout(DEADLINE_S):
             await service.engines.wait_loaded()
             await service.backing.wait_open()
-        stage.fronts.append(Front(port, folder, folder / "tally"))
-        yield stage.fronts[-1]
+        front = Served(port, folder, folder / "tally", service)
+        stage.fronts.append(front)
+        yield front
 
 
 # ---- the store -------------------------------------------------------------------------------------------------------
@@ -204,6 +216,7 @@ async def test_all_is_spent_and_billed_whatever_breaks(
                 await traffic.see(200, CLIENTS)
                 await fault(stage, proxy, traffic)
                 assert not any(client.done() for client in asking), "the credit was spent before the fault was over"
+            await front.delivered()
             await stage.at_rest()
             await traffic.client()  # what came back when the others had been refused
             told = await stage.audit()
@@ -243,6 +256,7 @@ async def test_a_failover_to_a_replica_that_lagged(
             await traffic.see(200, 5 * CLIENTS)
             over.set()
             await asking
+            await front.delivered()
             told = await stage.audit()
         await store.aclose()
     assert (told.held, told.running, told.drift, told.duplicates, told.unapplied, told.difference) == (0,) * 6

@@ -248,6 +248,18 @@ async def test_a_cut_connection_is_no_restart(impatient: Store, proxy: FaultProx
     assert restarts == []
 
 
+async def test_a_primary_that_was_a_replica_meanwhile_is_another_one(store: Store, redis_server: RedisServer) -> None:
+    """What it had acknowledged may have been thrown away for what another primary had."""
+    restarts: list[str] = []
+    store.on_restart(lambda: restarts.append("restart"))
+    await store.run("echo", TAG, "")
+    redis_server.command("REPLICAOF", "127.0.0.1", 1)
+    redis_server.command("REPLICAOF", "NO", "ONE")
+    redis_server.command("CLIENT", "KILL", "TYPE", "normal")  # as a Sentinel does
+    await recovered(store)
+    assert restarts == ["restart"]
+
+
 async def test_without_info_any_recovery_may_be_a_restart(redis_server: RedisServer, scripts: Path) -> None:
     redis_server.command("ACL", "SETUSER", "default", "-info")
     restarts: list[str] = []
