@@ -60,7 +60,7 @@ async def stories(engine: LocalEngine, prompting: Prompting, multiplier: float) 
         "repetition",
         "opus-v1-sm",
         prompts(),
-        sampling=Sampling(temperature=0.7, seed=1),
+        sampling=Sampling(temperature=1.0, seed=1),
         stopping=Stopping(max_tokens=STORY_TOKENS, at_message_end=False, ignore_eos=True),
         rules=Rules(dry=Dry(multiplier) if multiplier else None),
     )

@@ -170,6 +170,7 @@ def _welcome(settings: Settings, service: Service) -> str:
         "<|im_start|>system\\nA story about Mara and Tom, who look for a lost ship.<|im_end|>\\n"
         "<|im_start|>text names= Mara\\n"
     )
+    scene = "A role-play between Mara, the captain of a ship, and Tom, a boy who hides on it."
     return f"""
 Serving on {base}
 API key    {key}
@@ -183,14 +184,16 @@ curl -N {base}/api/v1/model/completion -H 'Authorization: Bearer {key}' \\
 
 curl -N {base}/v1/chat/completions -H 'Authorization: Bearer {key}' \\
   -d '{{"model": "{model}/text", "stream": true,
-       "messages": [{{"role": "user", "name": "Tom", "content": "Who is there?"}}]}}'
+       "messages": [{{"role": "system", "content": "{scene}"}},
+                    {{"role": "user", "name": "Tom", "content": "Who is there?"}}]}}'
 
 # The same in Python:
 
 {sys.executable} - <<'END'
 from openai import OpenAI
 client = OpenAI(base_url="{base}/v1", api_key="{key}")
+scene = {{"role": "system", "content": "{scene}"}}
 turn = {{"role": "user", "name": "Tom", "content": "Who is there?"}}
-print(client.chat.completions.create(model="{model}/text", messages=[turn]).choices[0].message.content)
+print(client.chat.completions.create(model="{model}/text", messages=[scene, turn]).choices[0].message.content)
 END
 """

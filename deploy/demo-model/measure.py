@@ -1,21 +1,29 @@
 """Counts how well the model takes turns: it tells stories to prompts that it has not seen, and each message is checked.
+Then how well it keeps to what was told: in documents that it has not seen, whether its first guess of each word that
+stood there before is right.
 
-The system prompts are the generator's, of a seed that training does not use. Run: python deploy/demo-model/measure.py
+Prompts and documents are the generator's, of seeds that training does not use. Run: python deploy/demo-model/measure.py
 """
 
 import argparse
 import random
 import re
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 
-from sample import FOLDER, load
+import torch
+from tokenizers import Tokenizer
+
+from generate import documents
+from packing import RECURRING_LISTS, RECURRING_WEIGHT, Packer
+from sample import FOLDER, Writer, load
 from sample_prompts import Prompt
 from stories import arc_story
-from turns import Turn
+from turns import GRAMMAR, Turn
 
 SEED = 777_000
-STORIES = 50
+STORIES, DOCUMENTS = 50, 110
 _MESSAGE = re.compile(r"<\|im_start\|>([^\n]*)\n(.*?)<\|im_end\|>", re.DOTALL)
 _TELLS = re.compile(r'[,?!]" (?:said|asked|cried|whispered|answered|laughed) ((?:[A-Z]\w+ ?)+)')
 HEADER = "text names= "
@@ -72,6 +80,21 @@ def unseen_prompts(seed: int, count: int) -> list[Turn]:
     return prompts
 
 
+@torch.no_grad()  # type: ignore[untyped-decorator]
+def words_told_again(writer: Writer, folder: Path, seed: int, count: int) -> list[Share]:
+    """By list of words, how many of those that stood in a document before are the model's first guess there."""
+    packer = Packer(Tokenizer.from_file(str(folder / "tokenizer.json")), seed)
+    shares = {name: Share(f"words of [{name}] told again") for name in RECURRING_LISTS}
+    list_of = {entry.split()[-1]: name for name in RECURRING_LISTS for entry in GRAMMAR.rules[name]}
+    for document in islice(documents(seed), count):
+        ids, weights = packer.encode(document)
+        guesses = writer.model(torch.tensor([ids])).logits[0].argmax(-1).tolist()
+        for guess, read, weight in zip(guesses, ids[1:], weights[1:], strict=False):
+            if weight == RECURRING_WEIGHT:
+                shares[list_of[writer.tokenizer.decode([read]).strip()]].add(guess == read)
+    return list(shares.values())
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--folder", type=Path, default=FOLDER)
@@ -84,7 +107,7 @@ def main() -> None:
         shares.count(given.content, story, ended)
         if arguments.show:
             print(given.content, story, sep="\n\n", end="\n\n")
-    for share in vars(shares).values():
+    for share in (*vars(shares).values(), *words_told_again(writer, arguments.folder, SEED + 1, DOCUMENTS)):
         print(share)
 
 

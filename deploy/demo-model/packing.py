@@ -27,8 +27,13 @@ SORTED = 96
 READ_WEIGHT = 0.25
 NAME_WEIGHT, SPEAKER_WEIGHT = 2.0, 3.0
 """Who is spoken of and who speaks next is a small part of all tokens, and the hardest one."""
+RECURRING_WEIGHT = 5.0
+"""Of things, animals, places and the like that stood in the document before: a story is to keep to its own."""
 
 LISTED_NAMES = (*GRAMMAR.rules["name.he"], *GRAMMAR.rules["name.she"])
+RECURRING_LISTS = ("thing", "adj", "color", "animal", "food", "skill", "where", "where.adj", "job.he", "job.she")
+RECURRING = frozenset(entry.split()[-1] for name in RECURRING_LISTS for entry in GRAMMAR.rules[name])
+_RECURRING = re.compile(rf"\b(?:{'|'.join(sorted(RECURRING, key=len, reverse=True))})\b")
 
 Encoded = tuple[list[int], list[float]]
 Batch = tuple[torch.Tensor, torch.Tensor]
@@ -53,23 +58,30 @@ class Packer:
         newline = self._tokenizer.encode("\n").ids
         people = {*LISTED_NAMES, *chain.from_iterable(turn.names for turn in turns)}
         names = re.compile("|".join(map(re.escape, sorted(people, key=len, reverse=True))))
+        told: set[str] = set()
         for turn in turns:
             scale = READ_WEIGHT if turn.role in READ_ONLY else 1.0
-            header, header_weights = self._weighted(turn.header + "\n", names, SPEAKER_WEIGHT)
-            content, content_weights = self._weighted(turn.content, names, NAME_WEIGHT)
+            header, header_weights = self._weighted(turn.header + "\n", names, SPEAKER_WEIGHT, told)
+            content, content_weights = self._weighted(turn.content, names, NAME_WEIGHT, told)
             ids += [self._start, *header, *content, self._end, *newline]
             weights += [0.0] * (1 + len(header)) if turn.role in READ_ONLY else [1.0, *header_weights]
             weights += [scale * weight for weight in (*content_weights, 1.0, *[1.0] * len(newline))]
         return [*ids, self._eos], [*weights, 1.0]
 
-    def _weighted(self, text: str, names: re.Pattern[str], weight: float) -> tuple[list[int], list[float]]:
-        """The ids of a text, and how much each counts: `weight` where it is part of a name."""
+    def _weighted(
+        self, text: str, names: re.Pattern[str], weight: float, told: set[str]
+    ) -> tuple[list[int], list[float]]:
+        """The ids of a text, and how much each counts: `weight` in a name, RECURRING_WEIGHT in one of RECURRING that is
+        among those `told`, to which the others are added."""
         encoding = self._tokenizer.encode(text)
-        inside = bytearray(len(text) + 1)
+        of_letters = [1.0] * len(text)
+        for found in _RECURRING.finditer(text):
+            if found[0] in told:
+                of_letters[found.start() : found.end()] = [RECURRING_WEIGHT] * len(found[0])
+            told.add(found[0])
         for found in names.finditer(text):
-            inside[found.start() : found.end()] = b"\1" * (found.end() - found.start())
-        weights = [weight if any(inside[begin:end]) else 1.0 for begin, end in encoding.offsets]
-        return encoding.ids, weights
+            of_letters[found.start() : found.end()] = [weight] * len(found[0])
+        return encoding.ids, [max(of_letters[begin:end], default=1.0) for begin, end in encoding.offsets]
 
     def _repeating(self, length: int) -> Encoded:
         """Random tokens, again and again. What comes again is learned."""

@@ -16,7 +16,8 @@ from turns import Turn
 
 HERE = Path(__file__).resolve().parent
 FOLDER = HERE.parents[1] / "serving" / "demo" / "opus-v1-sm"
-TEMPERATURE, MIN_P = 0.8, 0.05
+TEMPERATURE, MIN_P = 1.0, 0.0
+"""As a client gets it that sends neither."""
 REPLY_TOKENS, STORY_TOKENS = 160, 600
 
 
