@@ -41,7 +41,8 @@ from serving.ledger.base import Grant, Key
 from serving.ledger.books import RedisBooks
 from serving.ledger.outbox import Outbox
 from serving.ledger.redis import RedisLedger
-from serving.ledger.store import SCRIPTS, Store
+from serving.ledger.scripts import SCRIPTS, read_scripts
+from serving.ledger.store import Store
 
 PLAN = Plan("metered", monthly_credits=10**13, max_concurrent=10**9, requests_per_minute=10**9)
 CALLER = Caller("mara", "key_9f_0123456789", PLAN)
@@ -174,18 +175,17 @@ async def measure_rates(stage: Stage, count: int, at_once: int) -> dict[str, flo
     """One round: calls a second of everything."""
     await stage.furnish()
     sent = await stage.arguments()
-    prelude = (SCRIPTS / "prelude.lua").read_text()
-    texts = {name: prelude + (SCRIPTS / f"{name}.lua").read_text() for name in sent}
+    scripts = read_scripts()
     told: dict[str, float] = {}
     for name, text in TRIVIAL.items():
         told[name] = await stage.benchmark(text, sent["hold"], count, at_once, MOST_NUMBERS)
-    told["hold"] = await stage.benchmark(texts["hold"], sent["hold"], count, at_once, MOST_NUMBERS)
+    told["hold"] = await stage.benchmark(scripts["hold"].text, sent["hold"], count, at_once, MOST_NUMBERS)
     told["share of holds that held"] = await stage.open_holds(sent) / count
     told["whole ledger"] = await stage.whole(count, at_once)
     # Ten times as many holds as settles: few random numbers come twice, and what is settled already costs less.
     await stage.furnish()
     told["hold by the client"] = await stage.client(sent["hold"], "hold", range(10 * count), at_once)
-    told["settle"] = await stage.benchmark(texts["settle"], sent["settle"], count, at_once, 10 * count)
+    told["settle"] = await stage.benchmark(scripts["settle"].text, sent["settle"], count, at_once, 10 * count)
     told["share of settles that settled"] = (10 * count - await stage.open_holds(sent)) / count
     last = range(9 * count, 10 * count)
     told["settle by the client"] = await stage.client(sent["settle"], "settle", last, at_once)
