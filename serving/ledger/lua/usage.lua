@@ -3,7 +3,7 @@
 -- have a line twice, from its totals and from the key's tab: they add up.
 -- Parts: calendar
 
-local answer, days = {'ok'}, {}
+local answer, days, civil = {'ok'}, {}, calendar()
 for at = 3, #ARGV do
   days[ARGV[at]] = true
   local lines = call('HGETALL', SLOT .. 'day:' .. ARGV[2] .. ':' .. ARGV[at])
@@ -13,7 +13,7 @@ for _, id in ipairs(call('SMEMBERS', SLOT .. 'keys:' .. ARGV[2])) do
   local $key = unpack(call('GET', SLOT .. 'key:' .. id))
   if tab ~= '' then
     local $tab = unpack(tab)
-    local day = date_of(tab_day)
+    local day = format('%04d-%02d-%02d', civil(tab_day))
     if days[day] then
       answer[#answer + 1] = {
         day, id .. '|' .. tab_model, tab_requests, tab_prompt, tab_cached, tab_completion, tab_cost,

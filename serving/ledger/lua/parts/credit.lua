@@ -70,6 +70,7 @@ local function credit_of(of_account, given_plan, given_until, first, others)
 
   -- A metered plan's grant for this month, unless it was given.
   local function give_month(plan, monthly)
+    local civil, days_of = calendar()
     local year, month = civil(floor(NOW_MS / DAY_MS))
     local id = format('plan:%04d-%02d:%s', year, month, plan)
     local ends = days_of(year + floor(month / 12), month % 12 + 1) * DAY_MS

@@ -1,6 +1,7 @@
 -- How most holds end: the first grant alone held for it, and is not spent. Returns that grant with so much used of it,
 -- and what was used of which grant; nothing when it is not as simple.
 local function use_first(first, shares, taken)
+  if first == '' then return nil end
   local $grant = unpack(first)
   local id, share, more = unpack(shares)
   if more or id ~= grant_id then return nil end

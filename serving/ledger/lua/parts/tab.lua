@@ -10,7 +10,8 @@ local function put_on_tab(of_account, of_key, tab, model, requests, prompt, cach
         tab_cost + cost
       )
     end
-    local day, line = SLOT .. 'day:' .. of_account .. ':' .. date_of(tab_day), of_key .. '|' .. tab_model
+    local date = format('%04d-%02d-%02d', calendar()(tab_day))
+    local day, line = SLOT .. 'day:' .. of_account .. ':' .. date, of_key .. '|' .. tab_model
     local total = call('HGET', day, line)
     if total then
       local r, p, c, o, m = unpack(total)
