@@ -26,6 +26,7 @@ from serving.ledger.redis import SLOTS, tag_of
 from serving.ledger.store import Store
 
 _PAGE = 500
+_DAYS_AT_ONCE = 100
 
 
 class RedisBooks:
@@ -131,9 +132,10 @@ class RedisBooks:
     async def usage(self, account: str, first_day: str, end_day: str) -> list[DayUsage]:
         first, end = date.fromisoformat(first_day), date.fromisoformat(end_day)
         days = [str(first + timedelta(days=number)) for number in range((end - first).days)]
-        _, *lines = await self._run("usage", account, *days)
+        pages = (days[begin : begin + _DAYS_AT_ONCE] for begin in range(0, len(days), _DAYS_AT_ONCE))
+        answers = await asyncio.gather(*(self._run("usage", account, *page) for page in pages))
         totals: dict[tuple[str, str], list[int]] = {}
-        for day, of, *counts in lines:
+        for day, of, *counts in (line for _, *lines in answers for line in lines):
             before = totals.get((day, of), [0] * len(counts))
             totals[day, of] = [one + other for one, other in zip(before, counts, strict=True)]
         found = [_day_of(*line, *counts) for line, counts in totals.items()]

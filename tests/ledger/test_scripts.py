@@ -1,13 +1,15 @@
 """The scripts as they are put together, and what Redis makes of their numbers and records."""
 
+import asyncio
 import hashlib
 import re
 from pathlib import Path
 
-from serving.core import Usage
+from serving.core import Price, Usage
 from serving.ledger.base import Grant, Key
+from serving.ledger.reconcile import reconcile
 from serving.ledger.scripts import read_layout, read_scripts
-from tests.ledger.servers import RedisServer
+from tests.ledger.servers import DEADLINE_S, RedisServer
 from tests.ledger.test_redis import GRANTED, PRICE, furnish, opened
 
 WHOLE_NUMBERS = (0, -1, 127, -128, 2**31, -(2**31) - 1, 10**15, 1_769_817_540_000_001, 2**53, -(2**53))
@@ -73,6 +75,20 @@ async def test_a_hold_and_a_settle_are_few_commands_whatever_the_account_has(
         redis_server.command("CONFIG", "RESETSTAT")
         await ledger.settle(hold, Usage(10, 0, 5), "finish")
         assert commands(redis_server) == {"time": 1, "mget": 1, "mset": 1, "set": 1, "zrem": 1, "xadd": 1}
+
+
+async def test_an_account_may_have_very_many_grants(redis_server: RedisServer, tmp_path: Path) -> None:
+    """More than a Lua function may return values for."""
+    async with opened(redis_server, tmp_path / "outbox", timeout_s=DEADLINE_S) as (ledger, books):
+        await furnish(books, 1)
+        await asyncio.gather(*(books.grant("alice", Grant(f"g{number:04}", 1)) for number in range(900)))
+        hold = await ledger.hold(GRANTED, "r", "m", Price(1_000, 1_000, 1_000), Usage(500, 0, 401))
+        assert (hold.amount, hold.usage.completion_tokens) == (901, 401)
+        assert (await ledger.settle(hold, Usage(500, 0, 300), "finish")).cost == 800
+        account = await books.account("alice")
+        assert account is not None
+        assert [grant.id for grant in account.grants] == [f"g{number:04}" for number in range(799, 900)]
+        assert (await reconcile(books, "alice")).adds_up
 
 
 def commands(server: RedisServer) -> dict[str, int]:

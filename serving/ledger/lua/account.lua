@@ -7,7 +7,7 @@ local account_at = SLOT .. 'account:' .. ARGV[2]
 local known = call('GET', account_at)
 if not known then return {'no account'} end
 local $account = unpack(known)
-local credit = credit_of(ARGV[2], given_plan, given_until, first, others)
+local credit = credit_of(ARGV[2], given_plan, given_until, first)
 local monthly = ARGV[3] == plan and tonumber(ARGV[4]) or 0
 if monthly > 0 then credit.give_month(plan, monthly) end
 local answer = {'ok', plan, state, created, used, held, running}
@@ -20,7 +20,7 @@ for _, grant in ipairs(credit.grants) do
   end
 end
 if credit.is_changed() then
-  steady_until, given_plan, given_until, first, others = credit.fold()
+  steady_until, given_plan, given_until, first = credit.fold()
   call('SET', account_at, pack($account))
 end
 return answer

@@ -13,14 +13,14 @@ if act then
   return {'ok', left}
 end
 local $account = unpack(known)
-local credit = credit_of(ARGV[2], given_plan, given_until, first, others)
+local credit = credit_of(ARGV[2], given_plan, given_until, first)
 local free = credit.free()
 if free >= amount then
   credit.take(amount, 'used')
   post(ARGV[2], 'debit', -amount, '', id)
   call('HSET', acts, 'debit:' .. id, format('%d:%d', amount, free - amount))
 end
-steady_until, given_plan, given_until, first, others = credit.fold()
+steady_until, given_plan, given_until, first = credit.fold()
 call('SET', account_at, pack($account))
 if free < amount then return {'credit', free} end
 return {'ok', free - amount}

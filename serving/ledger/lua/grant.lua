@@ -9,7 +9,7 @@ local payload = table.concat(ARGV, '|', 4, 8)
 local act = call('HGET', acts, 'grant:' .. id)
 if act and act ~= payload then return {'conflict'} end
 local $account = unpack(known)
-local credit = credit_of(ARGV[2], given_plan, given_until, first, others)
+local credit = credit_of(ARGV[2], given_plan, given_until, first)
 local grant = credit.find(id)
 local is_other = grant and not act
 if not grant then
@@ -20,7 +20,7 @@ if not grant then
   call('HSET', acts, 'grant:' .. id, payload)
   credit.give(grant)
 end
-steady_until, given_plan, given_until, first, others = credit.fold()
+steady_until, given_plan, given_until, first = credit.fold()
 call('SET', account_at, pack($account))
 if is_other then return {'conflict'} end
 return {'ok', grant.used, grant.held, grant.expired, grant.expires}

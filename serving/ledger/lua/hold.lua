@@ -56,7 +56,7 @@ if monthly then
     left = grant_amount - grant_used - grant_held - grant_expired
   end
   if left < bound or not grant_id then
-    credit = credit_of(account, given_plan, given_until, first, others)
+    credit = credit_of(account, given_plan, given_until, first)
     if monthly > 0 then credit.give_month(plan, monthly) end
     left = credit.free()
   end
@@ -70,7 +70,7 @@ if bound > left then
   granted = price_out > 0 and thousandths > 0 and min(floor(thousandths / price_out), asked) or 0
   if thousandths < 0 or granted < least then
     if credit and credit.is_changed() then
-      steady_until, given_plan, given_until, first, others = credit.fold()
+      steady_until, given_plan, given_until, first = credit.fold()
       call('SET', account_at, pack($account))
     end
     return {by_key and 'cap' or 'credit', cost_of(price_in, price_cached, price_out, prompt, 0, least), left}
@@ -81,7 +81,7 @@ end
 amount, shares = monthly and bound or 0, ''
 if credit then
   amount, shares = credit.take(amount, 'held')
-  steady_until, given_plan, given_until, first, others = credit.fold()
+  steady_until, given_plan, given_until, first = credit.fold()
 elseif amount > 0 then
   grant_held, shares = grant_held + amount, pack(grant_id, amount)
   first = pack($grant)

@@ -8,7 +8,7 @@ if not known then return {'no account'} end
 local act = call('HGET', acts, 'void:' .. id)
 if act then return {'ok', act} end
 local $account = unpack(known)
-local credit = credit_of(ARGV[2], given_plan, given_until, first, others)
+local credit = credit_of(ARGV[2], given_plan, given_until, first)
 local grant, gone = credit.find(id), 0
 if grant and not credit.is_over(grant) then
   gone = credit.free_of(grant)
@@ -16,6 +16,6 @@ if grant and not credit.is_over(grant) then
   post(ARGV[2], 'void', -gone, id)
   call('HSET', acts, 'void:' .. id, gone)
 end
-steady_until, given_plan, given_until, first, others = credit.fold()
+steady_until, given_plan, given_until, first = credit.fold()
 call('SET', account_at, pack($account))
 return grant and {'ok', gone} or {'no grant'}

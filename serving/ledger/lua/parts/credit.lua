@@ -1,19 +1,38 @@
 -- The live grants of an account, those with credit free or held, for steps that are not sure to touch the first one
--- alone. It is given as the account's record has it, and is written there again as `fold` returns it.
-local function credit_of(of_account, given_plan, given_until, first, others)
-  local PAST = SLOT .. 'past:' .. of_account
-  local grants, changed = {}, false
+-- alone. The first one is in the account's record and is written there again, with the fields before it, as `fold`
+-- returns them; all others are one value, one behind the other, so that a hold need not carry them.
+local function credit_of(of_account, given_plan, given_until, first)
+  local PAST, OTHERS = SLOT .. 'past:' .. of_account, SLOT .. 'grants:' .. of_account
+  local others = call('GET', OTHERS) or ''
+  local grants, by_id, changed = {}, {}, false
 
-  local function read(grant_text)
-    local values = {unpack(grant_text)}
-    for at = 1, #values, 9 do
-      grants[#grants + 1] = {
-        id = values[at], amount = values[at + 1], used = values[at + 2], held = values[at + 3],
-        expired = values[at + 4], priority = values[at + 5], effective = values[at + 6], expires = values[at + 7],
-        kind = values[at + 8],
-      }
+  local function add(grant)
+    grants[#grants + 1], by_id[grant.id] = grant, grant
+    return grant
+  end
+
+  -- One at a time, since a call returns no more than some thousand values. Returns the last one.
+  local function read(text)
+    local at, grant = text == '' and -1 or 0, nil
+    while at ~= -1 do
+      local $grant
+      at, $grant = cmsgpack.unpack_limit(text, 9, at)
+      grant = add({
+        id = grant_id, amount = grant_amount, used = grant_used, held = grant_held, expired = grant_expired,
+        priority = grant_priority, effective = grant_effective, expires = grant_expires, kind = grant_kind,
+      })
     end
-    return grants[#grants]
+    return grant
+  end
+
+  local function read_shares(text)
+    local shares, at = {}, text == '' and -1 or 0
+    while at ~= -1 do
+      local id, amount
+      at, id, amount = cmsgpack.unpack_limit(text, 2, at)
+      shares[#shares + 1] = {id = id, amount = amount}
+    end
+    return shares
   end
 
   local function write(grant)
@@ -50,9 +69,7 @@ local function credit_of(of_account, given_plan, given_until, first, others)
   end
 
   local function find(id)
-    for _, grant in ipairs(grants) do
-      if grant.id == id then return grant end
-    end
+    if by_id[id] then return by_id[id] end
     local past = call('HGET', PAST, id)
     if not past then return nil end
     local grant = read(past)
@@ -64,7 +81,7 @@ local function credit_of(of_account, given_plan, given_until, first, others)
     changed = true
     post(of_account, 'grant', grant.amount, grant.id)
     expire(grant)
-    grants[#grants + 1] = grant
+    add(grant)
     table.sort(grants, consumed_before)
   end
 
@@ -99,10 +116,10 @@ local function credit_of(of_account, given_plan, given_until, first, others)
 
   -- Turns what is held into what is used, the first shares first. Returns what was used of which grants.
   local function consume(shares, cost)
-    local held, spent = {unpack(shares)}, {}
-    for at = 1, #held, 2 do
-      local grant, used = find(held[at]), min(held[at + 1], cost)
-      grant.held, grant.used, cost = grant.held - held[at + 1], grant.used + used, cost - used
+    local spent = {}
+    for _, share in ipairs(read_shares(shares)) do
+      local grant, used = find(share.id), min(share.amount, cost)
+      grant.held, grant.used, cost = grant.held - share.amount, grant.used + used, cost - used
       expire(grant)
       if used > 0 then spent[#spent + 1] = pack(grant.id, used) end
     end
@@ -111,18 +128,18 @@ local function credit_of(of_account, given_plan, given_until, first, others)
 
   -- Puts `back` microcredits of what was used back into the grants they came from, the last one first.
   local function give_back(shares, back)
-    local used = {unpack(shares)}
-    for at = #used - 1, 1, -2 do
-      local share = min(used[at + 1], back)
+    local used = read_shares(shares)
+    for at = #used, 1, -1 do
+      local share = min(used[at].amount, back)
       if share > 0 then
-        local grant = find(used[at])
+        local grant = find(used[at].id)
         grant.used, back = grant.used - share, back - share
         expire(grant)
       end
     end
   end
 
-  -- Writes those that are spent to the past, where no hold looks. Returns the account's fields from `steady_until` on.
+  -- Writes those that are spent to the past, and all but the first. Returns the account's fields from `steady_until` on.
   local function fold()
     local steady_until, next_one, rest = NEVER, nil, {}
     table.sort(grants, consumed_before)
@@ -136,7 +153,9 @@ local function credit_of(of_account, given_plan, given_until, first, others)
         if next_one or usable(grant) == 0 then rest[#rest + 1] = write(grant) else next_one = write(grant) end
       end
     end
-    return steady_until, given_plan, given_until, next_one or '', table.concat(rest)
+    rest = table.concat(rest)
+    if rest ~= others then call('SET', OTHERS, rest) end
+    return steady_until, given_plan, given_until, next_one or ''
   end
 
   read(first)

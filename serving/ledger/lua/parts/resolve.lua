@@ -3,8 +3,8 @@
 local function use_first(first, shares, taken)
   if first == '' then return nil end
   local $grant = unpack(first)
-  local id, share, more = unpack(shares)
-  if more or id ~= grant_id then return nil end
+  local at, id, share = cmsgpack.unpack_limit(shares, 2, 0)
+  if at ~= -1 or id ~= grant_id then return nil end
   grant_held, grant_used = grant_held - share, grant_used + taken
   if grant_held == 0 and grant_used + grant_expired == grant_amount then return nil end
   return pack($grant), taken > 0 and pack(id, taken) or ''
@@ -31,9 +31,9 @@ local function resolve(name, found, found_key, ending, reason, prompt_now, cache
     if first_now then
       first, shares = first_now, spent
     else
-      local credit = credit_of(account, given_plan, given_until, first, others)
+      local credit = credit_of(account, given_plan, given_until, first)
       shares = credit.consume(shares, taken)
-      steady_until, given_plan, given_until, first, others = credit.fold()
+      steady_until, given_plan, given_until, first = credit.fold()
     end
     held, running, key_held = held - amount, running - 1, key_held - bound
     cost, status = cost_now, ending
@@ -50,13 +50,13 @@ local function resolve(name, found, found_key, ending, reason, prompt_now, cache
   else
     local difference = cost_now - cost
     local p, c, o = prompt_now - used_prompt, cached_now - used_cached, completion_now - used_completion
-    local credit = credit_of(account, given_plan, given_until, first, others)
+    local credit = credit_of(account, given_plan, given_until, first)
     if amount > 0 and difference > 0 then
       difference = credit.take(difference, 'used')
     elseif amount > 0 then
       credit.give_back(shares, -difference)
     end
-    steady_until, given_plan, given_until, first, others = credit.fold()
+    steady_until, given_plan, given_until, first = credit.fold()
     if p ~= 0 or c ~= 0 or o ~= 0 then
       local moved = amount > 0 and difference or 0
       post(account, 'correction', -moved, '', request, key, model, difference, p, c, o, reason)
