@@ -22,11 +22,12 @@ from serving.app import DIALECTS
 from serving.dialects.base import Dialect, posted
 from serving.dialects.openai.preset import UnusedFields, declared
 from serving.errors import ServingError
+from serving.ledger.scripts import read_layout
 from serving.settings import ModelSettings, Settings
 
 _LONG = 20
 FOLDER = Path(__file__).parent
-PAGES = ("dialects.md", "operating.md")
+PAGES = ("dialects.md", "ledger.md", "operating.md")
 _BLOCK = re.compile(r"(<!-- generated: (?P<name>[\w. ]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 _DEFAULTS = {
     field.name: field.default
@@ -291,11 +292,24 @@ def admin_fields() -> str:
 # ---- pages -----------------------------------------------------------------------------------------------------------
 
 
+def ledger_records() -> str:
+    """The fields of the ledger's records in Redis, in their order."""
+    layout = read_layout().items()
+    return table(
+        ["record", "field", "what"],
+        (
+            [record, f"{place} `{name}`", what]
+            for record, of in layout
+            for place, (name, what) in enumerate(of.items(), 1)
+        ),
+    )
+
+
 def tables() -> dict[str, str]:
     """Every generated part, by the name in its marker."""
     told = {"settings": settings(), "models": models(), "metrics": metrics(), "errors": errors()}
     told["unused options"] = unused_options()
-    told |= {"admin routes": admin_routes(), "admin fields": admin_fields()}
+    told |= {"admin routes": admin_routes(), "admin fields": admin_fields(), "ledger records": ledger_records()}
     seen: set[object] = set()
     for dialect in DIALECTS:
         told[f"{dialect.name} endpoints"] = endpoints(dialect)

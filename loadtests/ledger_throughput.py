@@ -5,7 +5,7 @@
 All in one run on one redis-server with `appendfsync always`. `redis-benchmark` sends the arguments that the ledger
 sends, a random number in the place of the request's; so for settles, holds of all these numbers are made first. A
 trivial script gets the same arguments and returns one of them; one that also writes it shows what the disk costs, and
-so does a `--folder` in memory.
+so does a `--folder` in memory. The server's processor time of each call is told, too: what else runs changes it little.
 
     scripts   hold and settle: a second's calls beside the trivial script's                       at least 0.6
     client    the app's: the same scripts from as many tasks as redis-benchmark has connections   at least 0.5
@@ -41,7 +41,8 @@ from serving.ledger.base import Grant, Key
 from serving.ledger.books import RedisBooks
 from serving.ledger.outbox import Outbox
 from serving.ledger.redis import RedisLedger
-from serving.ledger.store import SCRIPTS, Store
+from serving.ledger.scripts import SCRIPTS, read_scripts
+from serving.ledger.store import Store
 
 PLAN = Plan("metered", monthly_credits=10**13, max_concurrent=10**9, requests_per_minute=10**9)
 CALLER = Caller("mara", "key_9f_0123456789", PLAN)
@@ -107,8 +108,10 @@ class Stage:
 
         return {script: template(script) for script in ("hold", "settle")}
 
-    async def benchmark(self, text: str, arguments: Arguments, count: int, at_once: int, numbers: int) -> float:
-        """Calls a second of a script by redis-benchmark."""
+    async def benchmark(
+        self, text: str, arguments: Arguments, count: int, at_once: int, numbers: int
+    ) -> tuple[float, float]:
+        """Calls a second of a script by redis-benchmark, and the server's processor time of each in microseconds."""
         sha = await self.store.command("SCRIPT", "LOAD", text)
         options = [
             "-s",
@@ -121,6 +124,7 @@ class Stage:
             str(numbers),
             "-q",
         ]
+        before = await self._processor_us()
         process = await asyncio.create_subprocess_exec(
             *("redis-benchmark", *options, "EVALSHA", sha, "1", *arguments), stdout=asyncio.subprocess.PIPE
         )
@@ -128,7 +132,11 @@ class Stage:
         rates = re.findall(rb"([\d.]+) requests per second, p50", output)
         if not rates:
             raise SystemExit(f"redis-benchmark failed: {output.decode()[-500:]}")
-        return float(rates[-1])
+        return float(rates[-1]), (await self._processor_us() - before) / count
+
+    async def _processor_us(self) -> float:
+        told = str(await self.store.command("INFO", "cpu"))
+        return sum(float(used) for used in re.findall(r"^used_cpu_(?:sys|user):([\d.]+)", told, re.MULTILINE)) * 1e6
 
     async def open_holds(self, sent: dict[str, Arguments]) -> int:
         return int(await self.store.command("ZCARD", sent["hold"][0]))
@@ -174,18 +182,21 @@ async def measure_rates(stage: Stage, count: int, at_once: int) -> dict[str, flo
     """One round: calls a second of everything."""
     await stage.furnish()
     sent = await stage.arguments()
-    prelude = (SCRIPTS / "prelude.lua").read_text()
-    texts = {name: prelude + (SCRIPTS / f"{name}.lua").read_text() for name in sent}
+    scripts = read_scripts()
     told: dict[str, float] = {}
+
+    async def benchmark(name: str, text: str, arguments: Arguments, numbers: int = MOST_NUMBERS) -> None:
+        told[name], told[f"us of {name}"] = await stage.benchmark(text, arguments, count, at_once, numbers)
+
     for name, text in TRIVIAL.items():
-        told[name] = await stage.benchmark(text, sent["hold"], count, at_once, MOST_NUMBERS)
-    told["hold"] = await stage.benchmark(texts["hold"], sent["hold"], count, at_once, MOST_NUMBERS)
+        await benchmark(name, text, sent["hold"])
+    await benchmark("hold", scripts["hold"].text, sent["hold"])
     told["share of holds that held"] = await stage.open_holds(sent) / count
     told["whole ledger"] = await stage.whole(count, at_once)
     # Ten times as many holds as settles: few random numbers come twice, and what is settled already costs less.
     await stage.furnish()
     told["hold by the client"] = await stage.client(sent["hold"], "hold", range(10 * count), at_once)
-    told["settle"] = await stage.benchmark(texts["settle"], sent["settle"], count, at_once, 10 * count)
+    await benchmark("settle", scripts["settle"].text, sent["settle"], 10 * count)
     told["share of settles that settled"] = (10 * count - await stage.open_holds(sent)) / count
     last = range(9 * count, 10 * count)
     told["settle by the client"] = await stage.client(sent["settle"], "settle", last, at_once)
@@ -244,6 +255,8 @@ def ratios(told: dict[str, float]) -> dict[str, float]:
         "settle / trivial": told["settle"] / told["trivial"],
         "hold / trivial with a write": told["hold"] / told["trivial with a write"],
         "settle / trivial with a write": told["settle"] / told["trivial with a write"],
+        "hold / trivial, by processor time": told["us of trivial"] / told["us of hold"],
+        "settle / trivial, by processor time": told["us of trivial"] / told["us of settle"],
         "client's hold / hold": told["hold by the client"] / told["hold"],
         "client's settle / settle": told["settle by the client"] / told["settle"],
         "whole ledger / (hold + settle)": told["whole ledger"] / both,

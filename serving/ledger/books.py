@@ -8,7 +8,7 @@ import asyncio
 import json
 from collections.abc import AsyncIterator, Callable
 from datetime import date, timedelta
-from typing import cast
+from typing import Any
 
 from serving.core import Plan, Usage
 from serving.errors import InvalidRequest
@@ -18,16 +18,15 @@ from serving.ledger.base import (
     AccountState,
     DayUsage,
     Grant,
-    GrantKind,
     Key,
     Posting,
-    PostingKind,
     account_tag,
 )
 from serving.ledger.redis import SLOTS, tag_of
 from serving.ledger.store import Store
 
 _PAGE = 500
+_DAYS_AT_ONCE = 100
 
 
 class RedisBooks:
@@ -48,9 +47,8 @@ class RedisBooks:
         code, *rest = await self._run("account", account, *arguments)
         if code != "ok":
             return None
-        grants = [_grant_of(grant_id, text.split(":")) for grant_id, text in zip(*[iter(rest[6:])] * 2, strict=True)]
-        free = sum(int(text.rpartition(":")[2]) for text in rest[7::2])
-        return _account_of(account, rest, tuple(grants), free)
+        grants = rest[6:]
+        return _account_of(account, rest[:6], tuple(map(_grant_of, grants)), sum(grant[-1] for grant in grants))
 
     async def accounts(self) -> list[str]:
         by_slot = await asyncio.gather(*(self._store.command("SMEMBERS", f"{tag}:accounts") for tag in SLOTS))
@@ -117,41 +115,40 @@ class RedisBooks:
         return key
 
     async def keys(self, account: str) -> list[Key]:
-        ids = await self._store.command("SMEMBERS", f"{tag_of(account)}:keys:{account}")
-        found = await asyncio.gather(*(self.key(account_tag(account), key_id) for key_id in ids))
-        return sorted(filter(None, found), key=lambda key: (key.created_ms, key.id))
+        _, *rows = await self._run("keys", account)
+        return sorted(map(_key_of, rows), key=lambda key: (key.created_ms, key.id))
 
     async def key(self, account_tag: str, key_id: str) -> Key | None:
-        fields = _pairs(await self._store.command("HGETALL", f"{{s{account_tag}}}:key:{key_id}"))
-        return _key_of(key_id, fields) if fields else None
+        code, *rows = await self._store.run("key", f"{{s{account_tag}}}", self._now(), key_id)
+        return _key_of(rows[0]) if code == "ok" else None
 
     async def find_key(self, account_tag: str, digest: str) -> tuple[Key, Account] | None:
         code, *rest = await self._store.run("find_key", f"{{s{account_tag}}}", self._now(), digest)
         if code != "ok":
             return None
-        key = _key_of(rest[0], dict(zip(*[iter(rest[7:])] * 2, strict=True)))
-        return key, _account_of(key.account, rest[1:7], (), 0)
+        key = _key_of(rest[0])
+        return key, _account_of(key.account, rest[1:], (), 0)
 
     async def usage(self, account: str, first_day: str, end_day: str) -> list[DayUsage]:
         first, end = date.fromisoformat(first_day), date.fromisoformat(end_day)
         days = [str(first + timedelta(days=number)) for number in range((end - first).days)]
-        tag = tag_of(account)
-        told = await asyncio.gather(*(self._store.command("HGETALL", f"{tag}:day:{account}:{day}") for day in days))
-        lines = [
-            _day_of(day, field, text)
-            for day, fields in zip(days, told, strict=True)
-            for field, text in _pairs(fields).items()
-        ]
-        return sorted(lines, key=lambda line: (line.day, line.key_id, line.model))
+        pages = (days[begin : begin + _DAYS_AT_ONCE] for begin in range(0, len(days), _DAYS_AT_ONCE))
+        answers = await asyncio.gather(*(self._run("usage", account, *page) for page in pages))
+        totals: dict[tuple[str, str], list[int]] = {}
+        for day, of, *counts in (line for _, *lines in answers for line in lines):
+            before = totals.get((day, of), [0] * len(counts))
+            totals[day, of] = [one + other for one, other in zip(before, counts, strict=True)]
+        found = [_day_of(*line, *counts) for line, counts in totals.items()]
+        return sorted(found, key=lambda line: (line.day, line.key_id, line.model))
 
     async def postings(self, account: str) -> AsyncIterator[Posting]:
-        stream, after = f"{tag_of(account)}:postings:{account}", "-"
-        while page := await self._store.command("XRANGE", stream, after, "+", "COUNT", _PAGE):
-            for entry_id, fields in page:
-                yield _posting_of(entry_id, _pairs(fields))
-            after = f"({page[-1][0]}"
+        after = ""
+        while page := (await self._run("postings", account, after, _PAGE))[1:]:
+            for entry in page:
+                yield _posting_of(entry)
+            after = page[-1][0]
 
-    async def _run(self, script: str, account: str, *arguments: str | int) -> list[str]:
+    async def _run(self, script: str, account: str, *arguments: str | int) -> list[Any]:
         return await self._store.run(script, tag_of(account), self._now(), account, *arguments)
 
     def _now(self) -> str | int:
@@ -168,48 +165,33 @@ def _check_amount(amount: int) -> None:
         raise InvalidRequest("The amount must be greater than 0.", param="amount")
 
 
-def _pairs(fields: list[str]) -> dict[str, str]:
-    return dict(zip(*[iter(fields)] * 2, strict=True))
-
-
-def _account_of(account: str, values: list[str], grants: tuple[Grant, ...], free: int) -> Account:
-    plan, state = values[0], cast(AccountState, values[1])
-    created_ms, used, held, running = map(int, values[2:6])
+def _account_of(account: str, values: list[Any], grants: tuple[Grant, ...], free: int) -> Account:
+    plan, state, created_ms, used, held, running = values
     return Account(account, plan, state, created_ms, used, held, running, grants, free)
 
 
-def _grant_of(grant_id: str, values: list[str]) -> Grant:
-    amount, used, held, expired, priority, effective_ms, expires_ms = map(int, values[:7])
-    return Grant(grant_id, amount, cast(GrantKind, values[7]), priority, effective_ms, expires_ms, used, held, expired)
+def _grant_of(row: list[Any]) -> Grant:
+    grant_id, amount, used, held, expired, priority, effective_ms, expires_ms, kind, _ = row
+    return Grant(grant_id, amount, kind, priority, effective_ms, expires_ms, used, held, expired)
 
 
-def _key_of(key_id: str, values: dict[str, str]) -> Key:
-    return Key(
-        key_id,
-        *(values["account"], values["name"], values["shown"], values["digest"], int(values["created"])),
-        tuple(json.loads(values["models"])) if values["models"] else None,
-        int(values["cap"]) if values["cap"] else None,
-        *(int(values[name]) for name in ("expires", "revoked", "last", "used", "held")),
-    )
+def _key_of(row: list[Any]) -> Key:
+    key_id, account, name, shown, digest, created_ms, models, cap, *rest = row
+    allowed = tuple(json.loads(models)) if models else None
+    return Key(key_id, account, name, shown, digest, created_ms, allowed, None if cap == "" else cap, *rest)
 
 
-def _day_of(day: str, field: str, text: str) -> DayUsage:
-    key_id, _, model = field.partition("|")
-    requests, prompt, cached, completion, cost = map(int, text.split(":"))
+def _day_of(day: str, of: str, requests: int, prompt: int, cached: int, completion: int, cost: int) -> DayUsage:
+    key_id, _, model = of.partition("|")
     return DayUsage(day, key_id, model, requests, Usage(prompt, cached, completion), cost)
 
 
-def _posting_of(entry_id: str, values: dict[str, str]) -> Posting:
-    return Posting(
-        id=entry_id,
-        at_ms=int(values["at"]),
-        kind=cast(PostingKind, values["kind"]),
-        amount=int(values["amount"]),
-        grant=values.get("grant", ""),
-        request_id=values.get("request", ""),
-        key_id=values.get("key", ""),
-        model=values.get("model", ""),
-        cost=int(values.get("cost", 0)),
-        usage=Usage(*map(int, values.get("usage", "0:0:0").split(":"))),
-        reason=values.get("reason", ""),
-    )
+def _posting_of(row: list[Any]) -> Posting:
+    entry_id, at_ms, kind, amount, *of = row
+    grant, request_id, key_id, model, cost, prompt, cached, completion, reason = of + _NO_REQUEST[len(of) :]
+    usage = Usage(prompt, cached, completion)
+    return Posting(entry_id, at_ms, kind, amount, grant, request_id, key_id, model, cost, usage, reason)
+
+
+_NO_REQUEST = ["", "", "", "", 0, 0, 0, 0, ""]
+"""What stands for the fields of a posting that is of no request."""

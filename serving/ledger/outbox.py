@@ -1,13 +1,15 @@
 """What must reach the credit store even if this process, or the store, does not live to see it.
 
-Every settle and release is written to a small file while it is sent, and whoever asked for it is answered when the
-store or the disk has it for good. What the store acknowledged stays for a window longer than a replica may lag behind,
-and is sent again when the process starts or the store was restarted: operations are idempotent, so that is free. A
-process holds a lock on its file; files without one were left behind by a process that died, and the next one takes them
-over. Entries hold ids, counts and prices, never contents.
+Every settle and release is written to a small file a moment after it was sent, and whoever asked for it is answered
+when the store or the disk has it for good; so a store that answers need not share its disk with a write for each. What
+the store acknowledged stays for a window longer than a replica may lag behind, and is sent again when the process
+starts or the store was restarted: operations are idempotent, so that is free. A process holds a lock on its file; files
+without one were left behind by a process that died, and the next one takes them over. Entries hold ids, counts and
+prices, never contents.
 """
 
 import asyncio
+import contextlib
 import fcntl
 import json
 import logging
@@ -40,13 +42,15 @@ class Entry:
 
 
 class Outbox:
-    """One file of `folder`. `keep_s`: how long acknowledged entries stay; `forget_s`: how long the store knows ids;
+    """One file of `folder`. `gather_s`: how long an entry may wait for others before they are written, unless somebody
+    waits for it; `keep_s`: how long acknowledged entries stay; `forget_s`: how long the store knows ids;
     `compact_bytes`: the least size at which the file is written anew; `sync`: how a file's data gets onto the disk."""
 
     def __init__(
         self,
         folder: Path,
         *,
+        gather_s: float = 0.05,
         keep_s: float = 60.0,
         forget_s: float = 86_400.0,
         compact_bytes: int = 1 << 20,
@@ -56,6 +60,7 @@ class Outbox:
         self._bytes_written_anew = 0
         self._sync = sync
         self._folder = folder
+        self._gather_s = gather_s
         self._keep_s = keep_s
         self._forget_s = forget_s
         self._waiting: dict[int, Entry] = {}
@@ -64,6 +69,8 @@ class Outbox:
         self._unwritten: list[str] = []
         self._written: asyncio.Future[None] | None = None
         self._writing: asyncio.Task[None] | None = None
+        self._hurry = asyncio.Event()
+        self._appending = False
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._path = folder / f"{uuid4().hex}.jsonl"
         self._file = self._new_file()
@@ -86,15 +93,16 @@ class Outbox:
         self._done = {}
 
     def add(self, script: str, tag: str, *arguments: str) -> Entry:
-        """Begin to write an entry. Those that are added together share one fsync."""
+        """Begin to write an entry. Those that are added within `gather_s` share one fsync."""
         entry = self._enter(time.time(), script, tag, arguments)
         self._unwritten.append(entry.line())
         entry.written = self._begin_writing()
         return entry
 
     async def on_disk(self, entry: Entry) -> None:
-        """Wait until an entry that was added here is on the disk."""
-        if entry.written is not None:
+        """Have an entry that was added here written now, and wait until it is on the disk."""
+        if entry.written is not None and not entry.written.done():
+            self._hurry.set()
             await asyncio.shield(entry.written)
 
     def acknowledge(self, entry: Entry) -> None:
@@ -114,7 +122,7 @@ class Outbox:
                 break  # they are in the order of their acknowledgement
             del self._done[number]
         most = max(self._compact_bytes, 2 * self._bytes_written_anew)
-        if self._writing is None and os.fstat(self._file.fileno()).st_size > most:
+        if not self._appending and os.fstat(self._file.fileno()).st_size > most:
             self._rewrite()
         if self._unwritten:
             self._begin_writing()
@@ -125,6 +133,7 @@ class Outbox:
             return
         self.compact()
         if self._writing is not None:
+            self._hurry.set()
             await self._writing
         if not self._waiting and not self._done:
             self._path.unlink(missing_ok=True)
@@ -146,13 +155,19 @@ class Outbox:
 
     async def _write(self) -> None:
         while (written := self._written) is not None:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(self._gather_s):
+                    await self._hurry.wait()
+            self._hurry.clear()
             lines, self._unwritten, self._written = self._unwritten, [], None
+            self._appending = True
             try:
                 await asyncio.to_thread(self._append, "".join(lines))
             except (OSError, ValueError) as error:
                 # Sent all the same: only a crash in the next moments could lose it. A closed file is a ValueError.
                 log.error("the outbox %s cannot be written: %s", self._path, error)
             finally:
+                self._appending = False
                 written.set_result(None)
         self._writing = None
 
@@ -169,6 +184,7 @@ class Outbox:
         self._bytes_written_anew = os.fstat(file.fileno()).st_size
         self._file.close()
         self._file = file
+        self._unwritten = []
 
     def _new_file(self, text: str = "") -> TextIO:
         """Put a file with `text` in our place. Nobody else finds it there before it is whole and locked."""

@@ -10,7 +10,6 @@ carried out, and only its caller knows whether that is harmless. Nothing here kn
 """
 
 import asyncio
-import hashlib
 import logging
 import re
 from collections import deque
@@ -22,10 +21,9 @@ from typing import Any
 
 from serving.errors import Overloaded
 from serving.ledger.links import Command, Refusal, open_link
+from serving.ledger.scripts import SCRIPTS, read_scripts
 
 log = logging.getLogger(__name__)
-
-SCRIPTS = Path(__file__).parent / "lua"
 
 COMMANDS_AT_ONCE = 64
 BATCHES_AT_ONCE = 4
@@ -60,12 +58,6 @@ class _Lost:
 _LOST = _Lost()
 
 
-@dataclass(frozen=True, slots=True)
-class _Script:
-    sha: str
-    text: str
-
-
 @dataclass(slots=True)
 class _Call:
     command: Command
@@ -76,7 +68,7 @@ class Store:
     """See the module. Made by `open`; for any number of tasks of one event loop."""
 
     def __init__(self, url: str, timeout_s: float, scripts: Path) -> None:
-        self._scripts = _read_scripts(scripts)
+        self._scripts = read_scripts(scripts)
         self._timeout_s = timeout_s
         self._waiting: deque[_Call] = deque()
         self._batches: set[asyncio.Task[None]] = set()
@@ -273,12 +265,6 @@ class Store:
         log.warning("the credit store answers again")
         if not self._servers:
             self._tell_restart()  # who answers is kept from us: it may well be another
-
-
-def _read_scripts(folder: Path) -> dict[str, _Script]:
-    prelude = (folder / "prelude.lua").read_text(encoding="utf-8")
-    texts = {path.stem: prelude + path.read_text(encoding="utf-8") for path in folder.glob("*.lua")}
-    return {name: _Script(hashlib.sha1(text.encode()).hexdigest(), text) for name, text in texts.items()}
 
 
 def _checked(answer: Any) -> Any:  # noqa: ANN401  # of as many kinds as commands

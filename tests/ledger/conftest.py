@@ -8,7 +8,7 @@ import pytest
 from tests.ledger.servers import VERSIONS, RedisServer, binary, running
 
 SCRIPTS = {
-    "prelude": "local TAG = string.match(KEYS[1], '^{[^}]*}')\n",
+    "parts/start": "local TAG = string.match(KEYS[1], '^{[^}]*}')\n",
     "echo": "return {TAG, ARGV[1], #KEYS, false, {'nested'}}",
     "add": "return {redis.call('INCRBY', TAG .. ':sum', ARGV[1])}",
     "fail": "return redis.call('LPUSH', TAG .. ':sum', 1)",
@@ -32,6 +32,8 @@ def redis_server(redis_binary: Path, tmp_path: Path) -> Iterator[RedisServer]:
 def scripts(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Scripts as simple as can be, in place of the ledger's."""
     folder = tmp_path_factory.mktemp("lua")
+    (folder / "parts").mkdir()
+    (folder / "layout.toml").touch()
     for name, text in SCRIPTS.items():
         (folder / f"{name}.lua").write_text(text)
     return folder

@@ -17,7 +17,8 @@ from serving.core import Caller, GenerationRequest, Plan, PreparedRequest, Price
 from serving.engine.scripted import ScriptedEngine
 from serving.ledger.outbox import Outbox
 from serving.ledger.redis import RedisLedger
-from serving.ledger.store import SCRIPTS, Store
+from serving.ledger.scripts import SCRIPTS
+from serving.ledger.store import Store
 from serving.pipeline import Pipeline, ServedModel
 from serving.prompting.prepare import Prompting
 from serving.settings import DEMO_MODEL_DIR

@@ -167,6 +167,39 @@ async def test_concurrent_entries_share_a_write(make: Make, tmp_path: Path) -> N
     assert len(lines_of(tmp_path)) == 500
 
 
+async def test_entries_that_nobody_waits_for_are_written_together(make: Make, tmp_path: Path) -> None:
+    writes: list[int] = []
+    outbox = make(gather_s=3600, sync=writes.append)
+    for number in range(10):
+        entry = outbox.add("settle", "{s00}", "alice", f"r{number}")
+        await asyncio.sleep(0)
+    assert writes == []
+    await outbox.on_disk(entry)
+    assert len(writes) == 1
+    assert len(lines_of(tmp_path)) == 10
+
+
+async def test_entries_wait_for_others_only_so_long(make: Make, tmp_path: Path) -> None:
+    synced = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    outbox = make(gather_s=0.01, sync=lambda _: loop.call_soon_threadsafe(synced.set))
+    outbox.add("settle", "{s00}", "alice", "r")
+    async with asyncio.timeout(20):
+        await synced.wait()
+    assert len(lines_of(tmp_path)) == 1
+
+
+async def test_a_file_is_written_anew_with_what_waits_to_be_written(make: Make, tmp_path: Path) -> None:
+    outbox = make(gather_s=3600, keep_s=0, compact_bytes=0)
+    outbox.acknowledge(await written(outbox, "settle", "{s00}", "alice", "old"))
+    outbox.add("settle", "{s00}", "alice", "new")
+    await asyncio.sleep(0)
+    outbox.compact()
+    assert [json.loads(line)[-1] for line in lines_of(tmp_path)] == ["new"]
+    await outbox.close()
+    assert ids_of(make()) == ["new"]
+
+
 @pytest.mark.parametrize(("keep_s", "left"), [(60, ["first", "second"]), (0, ["second"])])
 async def test_acknowledged_entries_stay_for_the_window_and_go_then(make: Make, keep_s: float, left: list[str]) -> None:
     outbox = make(keep_s=keep_s)

@@ -1,8 +1,11 @@
 -- Changes plan or state of an account; '' leaves one as it is. ARGV: time, account, plan, state.
 -- Answers: ok | no account.
 
-local record = key_of('account', ARGV[2])
-if redis.call('EXISTS', record) == 0 then return {'no account'} end
-if ARGV[3] ~= '' then redis.call('HSET', record, 'plan', ARGV[3]) end
-if ARGV[4] ~= '' then redis.call('HSET', record, 'state', ARGV[4]) end
+local account_at = SLOT .. 'account:' .. ARGV[2]
+local known = call('GET', account_at)
+if not known then return {'no account'} end
+local $account = unpack(known)
+if ARGV[3] ~= '' then plan = ARGV[3] end
+if ARGV[4] ~= '' then state = ARGV[4] end
+call('SET', account_at, pack($account))
 return {'ok'}

@@ -1,20 +1,26 @@
 -- Takes credit that is free. ARGV: time, account, id, amount.
 -- Answers: ok, free credit left | no account | conflict | credit, free credit.
+-- Parts: calendar posting credit
 
-local account, id, amount = ARGV[2], ARGV[3], tonumber(ARGV[4])
-local plan = redis.call('HGET', key_of('account', account), 'plan')
-if not plan then return {'no account'} end
-local acts = key_of('acts', account)
-local known = redis.call('HGET', acts, 'debit:' .. id)
-if known then
-  local before, left = string.match(known, '^(%d+):(%d+)$')
+local id, amount, account_at = ARGV[3], tonumber(ARGV[4]), SLOT .. 'account:' .. ARGV[2]
+local known = call('GET', account_at)
+if not known then return {'no account'} end
+local acts = SLOT .. 'acts:' .. ARGV[2]
+local act = call('HGET', acts, 'debit:' .. id)
+if act then
+  local before, left = string.match(act, '^(%d+):(%d+)$')
   if tonumber(before) ~= amount then return {'conflict'} end
   return {'ok', left}
 end
-local grants, free = live_grants(account, plan, 0), 0
-for _, grant in ipairs(grants) do free = free + usable(grant) end
-if free < amount then return {'credit', int(free)} end
-take(account, grants, amount, 'used')
-post(account, 'debit', -amount, 'request', id)
-redis.call('HSET', acts, 'debit:' .. id, int(amount) .. ':' .. int(free - amount))
-return {'ok', int(free - amount)}
+local $account = unpack(known)
+local credit = credit_of(ARGV[2], given_plan, given_until, first)
+local free = credit.free()
+if free >= amount then
+  credit.take(amount, 'used')
+  post(ARGV[2], 'debit', -amount, '', id)
+  call('HSET', acts, 'debit:' .. id, format('%d:%d', amount, free - amount))
+end
+steady_until, given_plan, given_until, first = credit.fold()
+call('SET', account_at, pack($account))
+if free < amount then return {'credit', free} end
+return {'ok', free - amount}

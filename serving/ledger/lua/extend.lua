@@ -1,15 +1,21 @@
 -- Tells how far open requests are, and gives them a later lease.
 -- ARGV: time, lease in us, then ACCOUNT:REQUEST, completion, ... Answers: ok, how many are open.
 
-local lease = int(NOW_US + tonumber(ARGV[2]))
+local lease = NOW_US + ARGV[2]
 local open = 0
 for at = 3, #ARGV, 2 do
-  local record = key_of('hold', ARGV[at])
-  local known = redis.call('HMGET', record, 'state', 'noted')
-  if known[1] == 'open' then
+  local hold_at = SLOT .. 'hold:' .. ARGV[at]
+  local known = call('GET', hold_at)
+  local $hold
+  if known then $hold = unpack(known) end
+  if status == 'open' then
     open = open + 1
-    if tonumber(ARGV[at + 1]) > tonumber(known[2]) then redis.call('HSET', record, 'noted', ARGV[at + 1]) end
-    redis.call('ZADD', KEYS[1], lease, ARGV[at])
+    local completion = tonumber(ARGV[at + 1])
+    if completion > noted then
+      noted = completion
+      call('SET', hold_at, pack($hold))
+    end
+    call('ZADD', KEYS[1], lease, ARGV[at])
   end
 end
 return {'ok', open}

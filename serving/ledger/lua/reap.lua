@@ -1,13 +1,16 @@
 -- Settles holds whose lease is over at their prompt and what was noted last. ARGV: time, most at once.
 -- Answers: ok, how many.
+-- Parts: calendar meter posting tab credit resolve
 
-local due = redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', int(NOW_US), 'LIMIT', 0, ARGV[2])
+local due = call('ZRANGEBYSCORE', KEYS[1], '-inf', NOW_US, 'LIMIT', 0, ARGV[2])
 for _, name in ipairs(due) do
-  local hold = find_hold(name)
-  if hold and hold.state == 'open' then
-    close(hold, tonumber(hold.prompt), 0, tonumber(hold.noted), 'reaped', 'reaped')
+  local known = call('GET', SLOT .. 'hold:' .. name)
+  local $hold
+  if known then $hold = unpack(known) end
+  if status == 'open' then
+    resolve(name, {known}, nil, 'reaped', 'reaped', prompt, 0, noted)
   else
-    redis.call('ZREM', KEYS[1], name)
+    call('ZREM', KEYS[1], name)
   end
 end
 return {'ok', #due}

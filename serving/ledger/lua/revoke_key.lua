@@ -1,7 +1,12 @@
 -- Revokes a key, once. ARGV: time, account, id. Answers: ok | no key.
 
-local record = key_of('key', ARGV[3])
-local known = redis.call('HMGET', record, 'account', 'revoked')
-if known[1] ~= ARGV[2] then return {'no key'} end
-if known[2] == '0' then redis.call('HSET', record, 'revoked', int(NOW_MS)) end
+local key_at = SLOT .. 'key:' .. ARGV[3]
+local known = call('GET', key_at)
+if not known then return {'no key'} end
+local $key = unpack(known)
+if key_account ~= ARGV[2] then return {'no key'} end
+if key_revoked == 0 then
+  key_revoked = NOW_MS
+  call('SET', key_at, pack($key))
+end
 return {'ok'}
