@@ -35,10 +35,11 @@ async def prepare(request: TaskRequest[Transcribe]) -> PreparedTask[Speech]:
 
 
 def decode(file: BinaryIO) -> "array[float]":
-    """One channel of float32 samples at `RATE_HZ`. Raises InvalidRequest."""
+    """One channel of float32 samples at `RATE_HZ`, from the file's beginning. Raises InvalidRequest."""
     import av  # here: it takes FFmpeg with it, which only who transcribes needs
 
     samples = array("f")
+    file.seek(0)  # it was read before where a plan changed meanwhile
     try:
         with av.open(file, mode="r", metadata_errors="ignore", options=_OPTIONS) as container:
             resampler = av.AudioResampler(format="flt", layout="mono", rate=RATE_HZ)

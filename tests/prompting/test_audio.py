@@ -19,6 +19,11 @@ def test_a_sound_is_one_channel_of_its_length(rate_hz: int, channels: int) -> No
     assert 0.48 < max(samples) < 0.72  # two channels that say the same are louder as one
 
 
+def test_a_file_can_be_read_again() -> None:
+    file = io.BytesIO(tone(1))
+    assert decode(file) == decode(file)
+
+
 async def test_units_are_seconds_and_a_begun_one_counts() -> None:
     sound = Transcribe(io.BytesIO(tone(2.2)), "en", "before", 0.5, timestamps=True)
     prepared = await prepare(TaskRequest("r", "m", sound))
