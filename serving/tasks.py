@@ -1,9 +1,10 @@
-"""The one path of a task: work without a token stream, such as embeddings.
+"""The one path of a task: work with one result, such as embeddings.
 
     authenticate -> wire -> translate -> [ prepare -> plan limits -> hold -> slot -> perform -> settle ] -> translate
 
 The part in brackets is here, as that of a generation is in `pipeline`, whose laws it keeps. A task that brought no
-result, since it failed or its caller is gone, costs nothing: what an engine had done of it nobody can use.
+result, since it failed or its caller is gone, costs what was told of it: what an engine had done beside that nobody can
+use.
 """
 
 import asyncio
@@ -15,8 +16,8 @@ from typing import Any, Protocol
 from serving import telemetry
 from serving.admission import Admission
 from serving.core import Caller, Hold, Plan, Price, Receipt, Usage
-from serving.core.tasks import Draw, Outcome, PreparedTask, Result, TaskRequest
-from serving.engine.base import TaskEngine
+from serving.core.tasks import Draw, Heard, PreparedTask, Result, TaskRequest
+from serving.engine.base import OnHeard, TaskEngine
 from serving.errors import InvalidRequest, PromptTooLong, ServingError, UnknownModel
 from serving.ledger.base import Ledger
 from serving.pipeline import Granted, reserve, uncancelled
@@ -56,6 +57,19 @@ class Sizes:
         return PreparedTask(request.request_id, work, units=work.n, price=price)
 
 
+@dataclass(slots=True)
+class _Meter:
+    """The units of what was told so far; None before anything was."""
+
+    on_heard: OnHeard | None
+    units: int | None = None
+
+    async def tell(self, heard: Heard) -> None:
+        assert self.on_heard is not None
+        self.units = heard.units
+        await self.on_heard(heard)
+
+
 class Tasks:
     """Tasks for all dialects."""
 
@@ -73,11 +87,12 @@ class Tasks:
         request: TaskRequest[Any],
         *,
         on_hold: Callable[[Granted], None] = lambda granted: None,
+        on_heard: OnHeard | None = None,
         revoked: asyncio.Future[ServingError] | None = None,
     ) -> tuple[Result, Receipt]:
-        """The result, and what was charged for it. Cancelling this aborts the engine and charges nothing.
+        """The result, and what was charged for it. Cancelling this aborts the engine and charges what was heard.
 
-        `on_hold` and `revoked` are as for a generation, and so is what is raised.
+        `on_hold` and `revoked` are as for a generation, and so is what is raised. `on_heard` is as for the engine.
         """
         began_s = time.monotonic()
         model = self._models.get(request.model)
@@ -89,12 +104,13 @@ class Tasks:
         worst_case = Usage(prompt_tokens=task.units)
         price = task.price or model.price
         hold = await reserve(self._ledger, caller, request.request_id, model.id, price, worst_case)
-        outcome: Outcome | None = None
+        meter = _Meter(on_heard)
         reason = "disconnect"
         try:
             on_hold(Granted(hold))
             with self._admission.slot(1):
-                outcome = await engine.perform(task)
+                outcome = await engine.perform(task, meter.tell if on_heard else None)
+            meter.units = outcome.units
             reason = "finish"
         except Exception:
             reason = "error"
@@ -102,19 +118,19 @@ class Tasks:
         finally:
             if reason == "disconnect" and revoked is not None and revoked.done():
                 reason = "revoked"
-            receipt = await uncancelled(self._close(hold, outcome, reason))
+            receipt = await uncancelled(self._close(hold, meter.units, reason))
             telemetry.UNITS.labels(model.id).inc(receipt.usage.prompt_tokens)
             telemetry.MICROCREDITS.labels(model.id).inc(receipt.cost)
             telemetry.DURATION.labels(model.id).observe(time.monotonic() - began_s)
         return outcome.result, receipt
 
-    async def _close(self, hold: Hold, outcome: Outcome | None, reason: str) -> Receipt:
-        """Charge the units of an outcome; without one the hold is given back."""
-        if outcome is None:
+    async def _close(self, hold: Hold, units: int | None, reason: str) -> Receipt:
+        """Charge the units of what was told; when that is nothing the hold is given back."""
+        if units is None:
             await self._ledger.release(hold)
             reason, receipt = "release", Receipt(hold.request_id, Usage(), 0)
         else:
-            receipt = await self._ledger.settle(hold, Usage(prompt_tokens=outcome.units), reason)
+            receipt = await self._ledger.settle(hold, Usage(prompt_tokens=units), reason)
         telemetry.SETTLES.labels(reason).inc()
         return receipt
 

@@ -8,7 +8,18 @@ import pytest
 
 from serving.admission import Admission
 from serving.core import Caller, Plan, Price, Receipt, Usage
-from serving.core.tasks import Embed, Embedded, Outcome, PreparedTask, Result, TaskRequest, TokenLists
+from serving.core.tasks import (
+    Embed,
+    Embedded,
+    Heard,
+    Outcome,
+    PreparedTask,
+    Result,
+    Segment,
+    TaskRequest,
+    TokenLists,
+    Transcribed,
+)
 from serving.engine.base import TaskEngine
 from serving.engine.scripted_tasks import ScriptedTaskEngine
 from serving.errors import EngineFailed, InsufficientCredit, Overloaded, PromptTooLong, ServingError, UnknownModel
@@ -19,6 +30,8 @@ from tests.service import PRICE, Door
 
 UNITS = 7
 REQUEST = TaskRequest("r", "m", Embed(((1, 2, 3), (4, 5, 6, 7))))
+SEGMENTS = tuple(Segment(second, second + 1, f" {second}", (second,)) for second in range(UNITS))
+"""A second of sound for each, and what they say."""
 PREPARED = PreparedTask("r", TokenLists(((1, 2, 3), (4, 5, 6, 7))), UNITS, longest_tokens=4)
 
 
@@ -138,3 +151,60 @@ async def test_a_full_server_gives_the_hold_back() -> None:
         await path.run()
     assert path.ledger.calls == ["hold", "release"]
     assert path.engine.asked == []
+
+
+# ---- what is told as it is heard -------------------------------------------------------------------------------------
+
+
+def hear(task: PreparedTask[TokenLists]) -> Outcome:
+    return Outcome(Transcribed("en", UNITS, SEGMENTS), task.units)
+
+
+async def test_what_is_heard_is_told_in_order_and_charged_once() -> None:
+    path, heard = Path(ScriptedTaskEngine(hear)), list[Heard]()
+
+    async def on_heard(part: Heard) -> None:
+        heard.append(part)
+
+    _, receipt = await path.run(on_heard=on_heard)
+    assert heard == [Heard(segment.text, units) for units, segment in enumerate(SEGMENTS, 1)]
+    assert (receipt.usage, path.ledger.calls) == (Usage(UNITS), ["hold", "settle"])
+    path.assert_at_rest()
+
+
+@pytest.mark.parametrize("pieces", range(UNITS + 1))
+async def test_who_goes_pays_what_was_told(pieces: int) -> None:
+    """The engine waits before the first piece, and behind each."""
+    door, told = Door(), 0
+
+    async def gate() -> None:
+        if told == pieces:
+            await door.wait()
+
+    async def on_heard(part: Heard) -> None:
+        nonlocal told
+        told += 1
+
+    path = Path(ScriptedTaskEngine(hear, gate=gate))
+    running = asyncio.create_task(path.run(on_heard=on_heard))
+    await door.knocked.wait()
+    running.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await running
+    assert path.ledger.settled == [Usage(pieces)] * bool(pieces)
+    assert path.ledger.reasons == ["disconnect"] * bool(pieces)
+    assert path.engine.endings == ["aborted"]
+    path.assert_at_rest()
+
+
+async def test_an_engine_that_fails_later_is_paid_for_what_was_told() -> None:
+    path = Path(ScriptedTaskEngine(hear))
+
+    async def on_heard(part: Heard) -> None:
+        if part.units == 2:
+            await path.engine.shutdown()
+
+    with pytest.raises(EngineFailed):
+        await path.run(on_heard=on_heard)
+    assert (path.ledger.settled, path.ledger.reasons) == ([Usage(2)], ["error"])
+    path.assert_at_rest()

@@ -64,8 +64,14 @@ def _config() -> Any:  # noqa: ANN401  # transformers has no types here
     return BertConfig(**size, **layers, initializer_range=0.2)
 
 
-def make_whisper(folder: Path) -> Path:
-    """A Whisper of random weights, whose text tokens are bytes."""
+HEARD = ("<|de|>", "", "<|0.00|>", *" Hié", "<|0.50|>", "<|0.50|>", *" Tom.", "<|1.20|>", "<|endoftext|>")
+"""What the Whisper says, by the position of the token before it, again and again: a language where only a start stands
+before it, then two segments. An empty one is whatever its weights say."""
+
+
+def make_whisper(folder: Path, *, multilingual: bool = True) -> Path:
+    """A Whisper of random weights, whose text tokens are bytes. It hears `HEARD` in most sounds. One that is not
+    multilingual is known by the size of its vocabulary, most of which is never said."""
     import torch
     from tokenizers import AddedToken
     from tokenizers.pre_tokenizers import ByteLevel
@@ -90,7 +96,16 @@ def make_whisper(folder: Path) -> Path:
     layers = {"encoder_layers": 1, "decoder_layers": 1, "encoder_ffn_dim": 64, "decoder_ffn_dim": 64}
     ends = dict.fromkeys(("eos_token_id", "pad_token_id", "bos_token_id"), len(letters))
     start = tokenizer.convert_tokens_to_ids("<|startoftranscript|>")
-    config = WhisperConfig(vocab_size=len(tokenizer), decoder_start_token_id=start, **heads, **layers, **ends)
-    WhisperForConditionalGeneration(config).save_pretrained(folder)
+    size = len(tokenizer) if multilingual else 51_864
+    config = WhisperConfig(vocab_size=size, decoder_start_token_id=start, **heads, **layers, **ends)
+    model = WhisperForConditionalGeneration(config)
+    tokens, positions = model.model.decoder.embed_tokens.weight.data, model.model.decoder.embed_positions.weight.data
+    tokens *= 5
+    tokens[len(letters)].normal_(std=0.1)  # the end is the padding, too, whose weights are nothing
+    said = [id_ for piece in HEARD for id_ in tokenizer.encode(piece, add_special_tokens=False) or [-1]]
+    for position in range(len(positions)):
+        if said[position % len(said)] >= 0:
+            positions[position] = 5 * tokens[said[position % len(said)]]
+    model.save_pretrained(folder)
     WhisperProcessor(WhisperFeatureExtractor(), tokenizer).save_pretrained(folder)
     return folder

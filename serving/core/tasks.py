@@ -1,4 +1,4 @@
-"""The nouns of work without a token stream: one thing is asked, one result comes, and units of it are paid.
+"""The nouns of tasks: one thing is asked, one result comes, some of it before the rest, and units of it are paid.
 
 Frozen dataclasses of plain data, standard library only. A unit is what the
 model's input price counts: a token of a text, a second of audio, an image.
@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import BinaryIO, Generic, Literal, TypeAlias, TypeVar
 
 from serving.core.credit import Price
+from serving.core.events import TokenLogprob
 
 TaskKind: TypeAlias = Literal["embedding", "classification", "image", "transcription"]
 ModelKind: TypeAlias = Literal["generation", "embedding", "classification", "image", "transcription"]
@@ -45,15 +46,24 @@ class Draw:
 
 
 @dataclass(frozen=True, slots=True)
-class Transcribe:
-    """What is said in a sound, a file of any format. `language` (`en`) None is found out; `prompt` is a text before it.
-    `timestamps`: the segments have times finer than half a minute."""
+class Hearing:
+    """How a sound is heard. `language` (`en`) None is found out; `prompt` is a text before it. `timestamps`: segments
+    have times finer than half a minute. `logprobs`, `no_speech`: they have these, too."""
 
-    file: BinaryIO
     language: str | None = None
     prompt: str | None = None
     temperature: float = 0.0
     timestamps: bool = False
+    logprobs: bool = False
+    no_speech: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Transcribe:
+    """What is said in a sound, a file of any format."""
+
+    file: BinaryIO
+    hearing: Hearing = Hearing()
 
 
 W = TypeVar("W", covariant=True)
@@ -81,14 +91,11 @@ class TokenLists:
 
 @dataclass(frozen=True, slots=True)
 class Speech:
-    """A sound in windows of float32 samples, one channel, and the rest as for `Transcribe`."""
+    """A sound in windows of float32 samples, one channel."""
 
     windows: tuple["array[float]", ...]
     rate_hz: int
-    language: str | None = None
-    prompt: str | None = None
-    temperature: float = 0.0
-    timestamps: bool = False
+    hearing: Hearing = Hearing()
 
 
 P = TypeVar("P", covariant=True)
@@ -132,12 +139,19 @@ class Drawn:
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """Part of what is said, and the seconds from which to which it is."""
+    """Part of what is said, and the seconds from which to which it is.
+
+    `window_s`: where its window begins. `logprobs` of its tokens, and `no_speech`, the probability that there is no
+    speech in its window, where they were asked for.
+    """
 
     start_s: float
     end_s: float
     text: str
     token_ids: tuple[int, ...]
+    window_s: float = 0.0
+    logprobs: tuple[TokenLogprob, ...] = ()
+    no_speech: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,6 +166,10 @@ class Transcribed:
     def text(self) -> str:
         return "".join(segment.text for segment in self.segments).strip()
 
+    @property
+    def logprobs(self) -> tuple[TokenLogprob, ...]:
+        return tuple(token for segment in self.segments for token in segment.logprobs)
+
 
 Result: TypeAlias = Embedded | Classified | Drawn | Transcribed
 
@@ -162,3 +180,13 @@ class Outcome:
 
     result: Result
     units: int
+
+
+@dataclass(frozen=True, slots=True)
+class Heard:
+    """More of what is said, told before the rest of it is done. `units`: those of all the sound that was heard so far,
+    to the end of this window."""
+
+    text: str
+    units: int
+    logprobs: tuple[TokenLogprob, ...] = ()

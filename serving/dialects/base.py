@@ -1,32 +1,20 @@
-"""What a dialect is to the rest: endpoints that generate, tell or do, and the way it tells answers and errors.
+"""What a dialect is to the rest: endpoints that generate, tell or do, and the way it tells errors.
 
-It holds no HTTP and no wire format. `Answer` is the fold of a generation's events; law 1: every whole answer of every
-dialect is made from it, so a stream and a whole answer cannot disagree.
+It holds no HTTP and no wire format. How answers are told is `telling`'s.
 """
 
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime
-from typing import Any, BinaryIO, Generic, Literal, NamedTuple, Protocol, TypeAlias, TypeVar
+from typing import Any, BinaryIO, Generic, Literal, Protocol, TypeAlias, TypeVar
 
 import msgspec
 
 from serving.accounts.keys import Keyring
-from serving.core import (
-    Caller,
-    Delta,
-    Event,
-    Finished,
-    FinishReason,
-    GenerationRequest,
-    Price,
-    Receipt,
-    Started,
-    TokenLogprob,
-    Usage,
-)
+from serving.core import Caller, GenerationRequest, Price, Receipt
 from serving.core.tasks import ModelKind, TaskKind, TaskRequest
 from serving.dialects.library import Library
+from serving.dialects.telling import TaskStream, Teller, Told
 from serving.errors import NotFound, ServingError, Unauthenticated, UnknownModel
 from serving.ledger.base import STOP, Account, Books, DayUsage, Key, account_tag
 from serving.pipeline import Pipeline
@@ -198,70 +186,6 @@ class Standing:
         return await self.backend.books.usage(self.caller.account, start.isoformat(), end.isoformat())
 
 
-@dataclass(slots=True)
-class ChoiceAnswer:
-    """One choice, folded from its events."""
-
-    text: str = ""
-    names: tuple[str, ...] | None = None
-    logprobs: list[TokenLogprob] = field(default_factory=list)
-    finish_reason: FinishReason | None = None
-
-
-@dataclass(slots=True)
-class Answer:
-    """A generation, folded from its events. `usage` and `cost` (microcredits) are those of the receipt."""
-
-    choices: dict[int, ChoiceAnswer] = field(default_factory=dict)
-    usage: Usage = field(default=Usage())
-    cost: int = 0
-
-    def add(self, event: Event | Receipt) -> None:
-        if isinstance(event, Delta):
-            choice = self.choices[event.index]
-            choice.text += event.text
-            choice.logprobs.extend(event.logprobs)
-            if event.names is not None:
-                choice.names = event.names
-        elif isinstance(event, Started):
-            self.choices[event.index] = ChoiceAnswer()
-        elif isinstance(event, Finished):
-            self.choices[event.index].finish_reason = event.reason
-        else:
-            self.usage, self.cost = event.usage, event.cost
-
-    def in_order(self) -> list[tuple[int, ChoiceAnswer]]:
-        return sorted(self.choices.items())
-
-
-class Teller(Protocol):
-    """How one answer is told. Every method returns bytes for the wire; empty bytes say nothing."""
-
-    @property
-    def streamed(self) -> bool:
-        """Whether events are told as they come, or folded into one body."""
-        ...
-
-    @property
-    def media_type(self) -> str: ...
-
-    def tell(self, event: Event | Receipt) -> bytes:
-        """A part of the stream. The Receipt is the last event, and its part ends the stream."""
-        ...
-
-    def keep_alive(self) -> bytes:
-        """Something that changes nothing, for a stream that was silent for long."""
-        ...
-
-    def fail(self, error: ServingError) -> bytes:
-        """The end of a stream that had begun and failed."""
-        ...
-
-    def whole(self, answer: Answer) -> bytes:
-        """The body of an answer that is not streamed."""
-        ...
-
-
 W = TypeVar("W", bound=msgspec.Struct)
 
 Access: TypeAlias = Literal["key", "admin", "either"]
@@ -290,19 +214,13 @@ class Endpoint(Generic[W]):
     look_up: Callable[[W, Context], Awaitable[W]] | None = None
 
 
-class Told(NamedTuple):
-    """A whole body."""
-
-    body: bytes
-    media_type: str = "application/json"
-
-
 @dataclass(frozen=True)
 class TaskEndpoint(Generic[W]):
-    """One endpoint for work without a token stream. The rest is as for `Endpoint`.
+    """One endpoint that does a task. The rest is as for `Endpoint`.
 
-    `tell` gets the result that the model's engine has for what `to_core` asks, and the units that were charged. With
-    `form` it is asked by a form, which may hold a file.
+    `tell` gets the result that the model's engine has for what `to_core` asks, and the units that were charged.
+    `stream` gives what tells it as it is heard, for a request that wants that. With `form` it is asked by a form, which
+    may hold a file.
     """
 
     name: str
@@ -312,6 +230,7 @@ class TaskEndpoint(Generic[W]):
     answer: type[msgspec.Struct]
     to_core: Callable[[W, Context], TaskRequest[Any]]
     tell: Callable[[W, Any, ModelInfo, Receipt], Told]
+    stream: Callable[[W], TaskStream | None] = lambda request: None
     whole_media_types: tuple[str, ...] = ("application/json",)
     stream_media_types: tuple[str, ...] = ()
     form: bool = False

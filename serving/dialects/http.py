@@ -24,10 +24,10 @@ from starlette.types import Receive, Scope, Send
 
 from serving import telemetry
 from serving.core import Caller, Receipt
+from serving.core.tasks import Heard
 from serving.dialects.base import (
     OPERATOR,
     Access,
-    Answer,
     Backend,
     Call,
     Catalog,
@@ -39,14 +39,15 @@ from serving.dialects.base import (
     Posted,
     Standing,
     TaskEndpoint,
-    Teller,
 )
 from serving.dialects.library import Library
+from serving.dialects.telling import Answer, Stream
 from serving.edge.admin_key import is_admin
 from serving.edge.body import ClientGone, decode, decode_query, read_body
 from serving.edge.form import Form, read_form
 from serving.edge.headers import IGNORED, REQUEST_ID, error_headers, granted_headers
 from serving.edge.mistakes import our_mistake
+from serving.edge.reply import LARGE_BYTES, Reply
 from serving.errors import Forbidden, Overloaded, PlanChanged, ServingError
 from serving.pipeline import Granted, Pipeline
 from serving.tasks import Tasks
@@ -55,8 +56,6 @@ log = logging.getLogger(__name__)
 
 _STREAM_HEADERS = {"cache-control": "no-cache", "x-accel-buffering": "no"}
 """Neither caches nor a buffering reverse proxy may hold a stream back."""
-
-_LARGE_BYTES = 65_536
 
 
 @dataclass(frozen=True)
@@ -97,49 +96,6 @@ def authorization(request: Request) -> str | None:
     return request.headers.get("authorization") or (f"Bearer {key}" if key else None)
 
 
-@dataclass
-class Reply:
-    """The response as far as it was sent."""
-
-    send: Send
-    headers: dict[str, str] = field(default_factory=dict)
-    status: int | None = None
-    _writing: int = 0
-    _changed_at: float = field(default_factory=time.monotonic)
-
-    async def write(self, part: bytes, *, status: int = 200, more: bool = True) -> None:
-        """Send a part of the body, and the head before the first. Waits while the client does not read."""
-        self._changed_at = time.monotonic()
-        self._writing += 1
-        try:
-            if self.status is None:
-                self.status = status
-                headers = [(name.encode(), value.encode()) for name, value in self.headers.items()]
-                await self.send({"type": "http.response.start", "status": status, "headers": headers})
-            await self.send({"type": "http.response.body", "body": part, "more_body": more})
-        finally:
-            self._writing -= 1
-        if len(part) > _LARGE_BYTES:
-            # Making it took long, and a send that need not wait yields to nobody.
-            await asyncio.sleep(0)
-
-    async def write_unwatched(self, part: bytes, timeout_s: float, *, status: int = 200, more: bool = False) -> None:
-        """Write beside nobody's watch: a client that does not take it within `timeout_s` is given up."""
-        try:
-            async with asyncio.timeout(timeout_s):
-                await self.write(part, status=status, more=more)
-        except TimeoutError:
-            raise ClientGone from None
-
-    def stalled_s(self) -> float:
-        """For how long the client has not taken what is being written; 0 when nothing is."""
-        return time.monotonic() - self._changed_at if self._writing else 0
-
-    def silent_s(self) -> float:
-        """For how long nothing was written; 0 while something is."""
-        return 0 if self._writing else time.monotonic() - self._changed_at
-
-
 class Exchange(Response):
     """One request to an endpoint that generates or does a task, as an ASGI response."""
 
@@ -151,7 +107,7 @@ class Exchange(Response):
         self._request = request
         self._id = uuid4().hex
         self._file: BinaryIO | None = None
-        self._teller: Teller | None = None
+        self._stream: Stream | None = None
         self._model = "unknown"
         self._code: str | None = None
         self._caller: Caller | None = None
@@ -227,8 +183,8 @@ class Exchange(Response):
                     raise ClientGone
                 if revoked.done() and not answer.done():
                     raise revoked.result()
-                if not answer.done() and self._teller and self._teller.streamed and reply.silent_s() >= silence:
-                    await reply.write_unwatched(self._teller.keep_alive(), self._http.write_timeout_s, more=True)
+                if not answer.done() and self._stream and reply.silent_s() >= silence:
+                    await reply.write_unwatched(self._stream.keep_alive(), self._http.write_timeout_s, more=True)
             await answer
         finally:
             gone.cancel()
@@ -249,7 +205,7 @@ class Exchange(Response):
             request = decode_query(wire, body.values)
         else:
             request = decode(wire, body)
-            if len(body) > _LARGE_BYTES:
+            if len(body) > LARGE_BYTES:
                 await asyncio.sleep(0)  # translating it takes long, too: others come in between
         try:
             await self._work(backend, caller, request, reply, revoked)
@@ -281,17 +237,30 @@ class Exchange(Response):
         reply: Reply,
         revoked: asyncio.Future[ServingError],
     ) -> None:
-        """Wire model to a whole answer."""
+        """Wire model to answer, sent as it is heard or whole."""
         context = self._context(caller)
         task = endpoint.to_core(request, context)
         self._model = task.model
         (model,) = (model for model in context.catalog.tasks if model.id == task.model)
-        on_hold = partial(self._on_hold, reply)
-        result, receipt = await tasks.perform(caller, task, on_hold=on_hold, revoked=revoked)
-        self._receipt = receipt
-        told = await asyncio.to_thread(endpoint.tell, request, result, model, receipt)
-        reply.headers["content-type"] = told.media_type
-        await reply.write(told.body, more=False)
+        perform = partial(tasks.perform, caller, task, on_hold=partial(self._on_hold, reply), revoked=revoked)
+        if (stream := endpoint.stream(request)) is None:
+            result, self._receipt = await perform()
+            told = await asyncio.to_thread(endpoint.tell, request, result, model, self._receipt)
+            reply.headers["content-type"] = told.media_type
+            await reply.write(told.body, more=False)
+            return
+        self._begin(stream, reply)
+
+        async def tell(heard: Heard) -> None:
+            if part := stream.tell(heard):
+                await reply.write(part)
+
+        result, self._receipt = await perform(on_heard=tell)
+        await reply.write(await asyncio.to_thread(stream.end, result, self._receipt), more=False)
+
+    def _begin(self, stream: Stream, reply: Reply) -> None:
+        self._stream = stream
+        reply.headers |= {"content-type": stream.media_type} | _STREAM_HEADERS
 
     def _context(self, caller: Caller) -> Context:
         http = self._http
@@ -320,8 +289,10 @@ class Exchange(Response):
         self._model = core_request.model
         if ignored := endpoint.ignored(request):
             reply.headers[IGNORED] = ", ".join(ignored)
-        self._teller = teller = endpoint.teller(request, core_request, context)
-        reply.headers |= {"content-type": teller.media_type} | (_STREAM_HEADERS if teller.streamed else {})
+        teller = endpoint.teller(request, core_request, context)
+        reply.headers["content-type"] = teller.media_type
+        if teller.streamed:
+            self._begin(teller, reply)
         answer, on_hold = Answer(), partial(self._on_hold, reply)
         async with aclosing(pipeline.generate(caller, core_request, on_hold=on_hold, revoked=revoked)) as events:
             if teller.streamed:
@@ -343,7 +314,7 @@ class Exchange(Response):
         self._code = error.code
         timeout_s = self._http.write_timeout_s
         if reply.status is not None:
-            await reply.write_unwatched(self._teller.fail(error) if self._teller else b"", timeout_s)
+            await reply.write_unwatched(self._stream.fail(error) if self._stream else b"", timeout_s)
             return
         reply.headers |= error_headers(error)
         status, body = self._dialect.render_error(error)

@@ -1,4 +1,4 @@
-"""The ports to inference: token ids in and events out, and tasks, whose result comes at once.
+"""The ports to inference: token ids in and events out, and tasks, which have one result.
 
 `Engine`: one prepared choice in, one stream of events out. What it promises, and every implementation is tested for:
 
@@ -12,14 +12,18 @@
   string too unless `include_stop`; their token ids are counted.
 
 `TaskEngine`: one prepared task in, its result and the units it used out; no more units than were prepared. Cancelling
-the call aborts the work. A dead engine fails as above.
+the call aborts the work. A dead engine fails as above. What is heard in a sound is told as it is heard to who wants it:
+in the order of time, the texts together those of the segments, and units that never fall.
 """
 
-from collections.abc import AsyncGenerator
-from typing import Any, Protocol, runtime_checkable
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 from serving.core import Event, PreparedRequest
-from serving.core.tasks import Outcome, PreparedTask
+from serving.core.tasks import Heard, Outcome, PreparedTask
+
+OnHeard: TypeAlias = Callable[[Heard], Awaitable[None]]
+"""Awaited with each piece: the work waits meanwhile."""
 
 
 class Living(Protocol):
@@ -55,6 +59,6 @@ class Engine(Living, Protocol):
 class TaskEngine(Living, Protocol):
     """An engine that does one kind of task with one model."""
 
-    async def perform(self, task: PreparedTask[Any]) -> Outcome:
-        """Do the task. Raises InvalidRequest, EngineFailed, Overloaded."""
+    async def perform(self, task: PreparedTask[Any], on_heard: OnHeard | None = None) -> Outcome:
+        """Do the task. Raises InvalidRequest, EngineFailed, Overloaded, and what `on_heard` raises."""
         ...

@@ -13,6 +13,7 @@ import httpx
 import msgspec
 
 from serving.core.tasks import Draw, Drawn, Outcome, PreparedTask
+from serving.engine.base import OnHeard
 from serving.errors import EngineFailed, InvalidRequest, Overloaded, ServingError, Timeout
 
 log = logging.getLogger(__name__)
@@ -39,7 +40,7 @@ class ImageServer:
         self._client = httpx.AsyncClient(headers=headers, timeout=httpx.Timeout(_ANSWER_S, connect=_CONNECT_S))
         self._closed = asyncio.Event()
 
-    async def perform(self, task: PreparedTask[Draw]) -> Outcome:
+    async def perform(self, task: PreparedTask[Draw], on_heard: OnHeard | None = None) -> Outcome:
         """As many images as the server makes, `n` at most. Raises InvalidRequest, EngineFailed, Overloaded, Timeout."""
         await self.check_health()
         asked = task.work

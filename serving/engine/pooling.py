@@ -15,6 +15,7 @@ from vllm.inputs import tokens_input
 from vllm.pooling_params import PoolingParams
 
 from serving.core.tasks import Classified, Embedded, Outcome, PreparedTask, Result, TokenLists
+from serving.engine.base import OnHeard
 from serving.engine.process import VllmProcess
 from serving.errors import InvalidRequest, PromptTooLong
 
@@ -37,7 +38,7 @@ class _PoolingEngine(VllmProcess):
             raise ValueError(f"the model cannot {self.task}")
         await self.perform(PreparedTask("warm-up", TokenLists(((0,),)), 1))
 
-    async def perform(self, task: PreparedTask[TokenLists]) -> Outcome:
+    async def perform(self, task: PreparedTask[TokenLists], on_heard: OnHeard | None = None) -> Outcome:
         """A row for each input. Raises InvalidRequest, PromptTooLong, EngineFailed, Overloaded."""
         self._open()
         asked = task.work

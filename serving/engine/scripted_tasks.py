@@ -1,7 +1,7 @@
 """A TaskEngine without a model: results follow from what is asked alone. For tests and front-end load tests.
 
-`gate` makes each task wait for whatever the test awaits in it; it and the script may be changed at any time. `asked`
-and `endings` tell what became of the tasks. Keeps the port's laws.
+`gate` makes each task wait for whatever the test awaits in it, first and behind each piece of what is heard; it and the
+script may be changed at any time. `asked` and `endings` tell what became of the tasks. Keeps the port's laws.
 """
 
 import asyncio
@@ -9,7 +9,8 @@ from array import array
 from collections.abc import Awaitable, Callable
 from typing import Any, Literal
 
-from serving.core.tasks import Embedded, Outcome, PreparedTask, TokenLists
+from serving.core.tasks import Embedded, Heard, Outcome, PreparedTask, TokenLists, Transcribed
+from serving.engine.base import OnHeard
 from serving.errors import EngineFailed
 
 Ending = Literal["finished", "failed", "aborted"]
@@ -36,14 +37,17 @@ class ScriptedTaskEngine:
         self.asked: list[PreparedTask[Any]] = []
         self.endings: list[Ending] = []
 
-    async def perform(self, task: PreparedTask[Any]) -> Outcome:
-        """Do the task. Raises EngineFailed, and what the script raises."""
+    async def perform(self, task: PreparedTask[Any], on_heard: OnHeard | None = None) -> Outcome:
+        """Do the task; each segment is a piece of a second. Raises EngineFailed, and what the script raises."""
         self.asked.append(task)
         ending: Ending = "aborted"
         try:
-            await self.check_health()
-            await (asyncio.sleep(0) if self.gate is None else self.gate())
+            await self._wait()
             outcome = self.script(task)
+            if on_heard is not None and isinstance(outcome.result, Transcribed):
+                for seconds, segment in enumerate(outcome.result.segments, 1):
+                    await on_heard(Heard(segment.text, min(seconds, outcome.units), segment.logprobs))
+                    await self._wait()
             ending = "finished"
         except Exception:
             ending = "failed"
@@ -51,6 +55,10 @@ class ScriptedTaskEngine:
         finally:
             self.endings.append(ending)
         return outcome
+
+    async def _wait(self) -> None:
+        await self.check_health()
+        await (asyncio.sleep(0) if self.gate is None else self.gate())
 
     async def check_health(self) -> None:
         """Raises EngineFailed when the engine is dead."""

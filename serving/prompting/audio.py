@@ -27,18 +27,18 @@ _OPTIONS = {
 
 async def prepare(request: TaskRequest[Transcribe]) -> PreparedTask[Speech]:
     """Its units are seconds, begun ones too. Raises InvalidRequest for what holds no sound, or too much."""
-    asked = request.work
-    samples = await asyncio.to_thread(decode, asked.file)
+    samples = await asyncio.to_thread(decode, request.work.file)
     windows = tuple(await asyncio.to_thread(cut, samples))
-    work = Speech(windows, RATE_HZ, asked.language, asked.prompt, asked.temperature, asked.timestamps)
+    work = Speech(windows, RATE_HZ, request.work.hearing)
     return PreparedTask(request.request_id, work, units=math.ceil(len(samples) / RATE_HZ))
 
 
 def decode(file: BinaryIO) -> "array[float]":
-    """One channel of float32 samples at `RATE_HZ`. Raises InvalidRequest."""
+    """One channel of float32 samples at `RATE_HZ`, from the file's beginning. Raises InvalidRequest."""
     import av  # here: it takes FFmpeg with it, which only who transcribes needs
 
     samples = array("f")
+    file.seek(0)  # it was read before where a plan changed meanwhile
     try:
         with av.open(file, mode="r", metadata_errors="ignore", options=_OPTIONS) as container:
             resampler = av.AudioResampler(format="flt", layout="mono", rate=RATE_HZ)
@@ -46,7 +46,8 @@ def decode(file: BinaryIO) -> "array[float]":
                 for part in resampler.resample(frame):
                     samples.frombytes(part.to_ndarray().tobytes())
                 if len(samples) > MOST_S * RATE_HZ:
-                    raise InvalidRequest(f"file is longer than {MOST_S} seconds: send it in parts.", param="file")
+                    message = f"file is longer than {MOST_S // 60} minutes, the most of one request: send it in parts."
+                    raise InvalidRequest(message, param="file")
             for part in resampler.resample(None):
                 samples.frombytes(part.to_ndarray().tobytes())
     except (av.FFmpegError, IndexError, ValueError):

@@ -1,4 +1,4 @@
-"""The Python package `openai` sends speech that espeak-ng made to a Whisper of random weights.
+"""The Python package `openai` sends speech that espeak-ng made to a Whisper whose weights are random.
 
 What is heard means nothing. That speech is taken, short and long, told in every form and paid for by the second does.
 """
@@ -39,11 +39,22 @@ def test_speech_is_transcribed_and_paid_by_the_second(tasks: ServerProcess, tmp_
         assert all(0 <= part.start <= part.end <= seconds + 0.05 for part in told.segments or ())
         assert client.audio.transcriptions.create(model=WHISPER, file=path, response_format="vtt").startswith("WEBVTT")
         events = list(client.audio.transcriptions.create(model=WHISPER, file=path, language="en", stream=True))
-        assert events[-1].type == "transcript.text.done"
-        assert events[-1].text == plain.text
+        *deltas, done = events
+        assert done.type == "transcript.text.done"
+        assert "".join(event.delta for event in deltas if event.type == "transcript.text.delta") == done.text
+        assert (done.text, len(deltas) > 1) == (plain.text, True)
 
 
 def test_what_is_no_sound_is_refused(tasks: ServerProcess) -> None:
     with tasks.client() as client, pytest.raises(openai.BadRequestError) as told:
         client.audio.transcriptions.create(model=WHISPER, file=("a.mp3", b"no sound"))
     assert told.value.param == "file"
+
+
+def test_times_of_words_are_refused(tasks: ServerProcess, tmp_path: Path) -> None:
+    path, _ = speech(tmp_path, TEXTS[0])
+    with tasks.client() as client, pytest.raises(openai.BadRequestError, match="times of words") as told:
+        client.audio.transcriptions.create(
+            model=WHISPER, file=path, response_format="verbose_json", timestamp_granularities=["word"]
+        )
+    assert told.value.param == "timestamp_granularities"

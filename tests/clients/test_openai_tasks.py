@@ -91,7 +91,7 @@ def test_moderations(client: openai.OpenAI, tasks: ServerProcess) -> None:
 
 
 def test_transcriptions(client: openai.OpenAI, tasks: ServerProcess) -> None:
-    """The weights are random: what is heard means nothing, and its forms and its price do."""
+    """The weights are random but for what is heard, which means nothing; its forms and its price do."""
     sound = ("tone.wav", tone(2.2))
     told = client.audio.transcriptions.create(model=WHISPER, file=sound, language="en")
     charged = Charged(tasks, WHISPER)
@@ -102,14 +102,21 @@ def test_transcriptions(client: openai.OpenAI, tasks: ServerProcess) -> None:
         model=WHISPER, file=sound, response_format="verbose_json", timestamp_granularities=["segment"]
     )
     assert verbose.duration == pytest.approx(2.2, abs=0.01)
-    assert verbose.language in ("en", "de")
-    assert all(0 <= part.start <= part.end <= 2.21 for part in verbose.segments or ())
+    assert (verbose.language, verbose.text) == ("de", told.text)
+    assert verbose.segments
+    for number, part in enumerate(verbose.segments):
+        assert (part.id, part.seek, part.temperature) == (number, 0, 0)
+        assert 0 <= part.start <= part.end <= 2.21
+        assert (part.avg_logprob < 0 < part.compression_ratio, 0 < part.no_speech_prob < 1) == (True, True)
     subtitles = client.audio.transcriptions.create(model=WHISPER, file=sound, response_format="vtt")
     assert subtitles.startswith("WEBVTT\n\n")
     events = list(client.audio.transcriptions.create(model=WHISPER, file=sound, language="en", stream=True))
-    assert events[-1].type == "transcript.text.done"
-    assert events[-1].text == told.text
-    charged.assert_units(5 * 3)
+    *deltas, done = events
+    assert done.type == "transcript.text.done"
+    assert "".join(event.delta for event in deltas if event.type == "transcript.text.delta") == done.text == told.text
+    sure = client.audio.transcriptions.create(model=WHISPER, file=sound, language="en", include=["logprobs"])
+    assert "".join(token.token or "" for token in sure.logprobs or ()).strip() == sure.text == told.text
+    charged.assert_units(6 * 3)
 
 
 def test_images(client: openai.OpenAI, tasks: ServerProcess) -> None:

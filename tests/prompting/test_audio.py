@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from serving.core.tasks import Speech, TaskRequest, Transcribe
+from serving.core.tasks import Hearing, Speech, TaskRequest, Transcribe
 from serving.errors import InvalidRequest
 from serving.prompting.audio import MOST_S, RATE_HZ, cut, decode, prepare
 from tests.sound import tone
@@ -19,11 +19,16 @@ def test_a_sound_is_one_channel_of_its_length(rate_hz: int, channels: int) -> No
     assert 0.48 < max(samples) < 0.72  # two channels that say the same are louder as one
 
 
+def test_a_file_can_be_read_again() -> None:
+    file = io.BytesIO(tone(1))
+    assert decode(file) == decode(file)
+
+
 async def test_units_are_seconds_and_a_begun_one_counts() -> None:
-    sound = Transcribe(io.BytesIO(tone(2.2)), "en", "before", 0.5, timestamps=True)
-    prepared = await prepare(TaskRequest("r", "m", sound))
+    hearing = Hearing("en", "before", 0.5, timestamps=True)
+    prepared = await prepare(TaskRequest("r", "m", Transcribe(io.BytesIO(tone(2.2)), hearing)))
     (window,) = prepared.work.windows
-    assert prepared.work == Speech((window,), RATE_HZ, "en", "before", 0.5, timestamps=True)
+    assert prepared.work == Speech((window,), RATE_HZ, hearing)
     assert (prepared.units, prepared.request_id) == (3, "r")
 
 
@@ -65,5 +70,5 @@ def test_what_holds_no_sound_is_refused(content: bytes) -> None:
 
 
 def test_more_than_half_an_hour_is_refused() -> None:
-    with pytest.raises(InvalidRequest, match="longer than 1800 seconds"):
+    with pytest.raises(InvalidRequest, match="longer than 30 minutes"):
         decode(io.BytesIO(tone(MOST_S + 2, rate_hz=100)))

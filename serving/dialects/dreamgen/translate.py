@@ -25,12 +25,13 @@ from serving.core import (
     Stopping,
     Usage,
 )
-from serving.dialects.base import Answer, Call, Context, Endpoint, Listing, TaskEndpoint
+from serving.dialects.base import Call, Context, Endpoint, Listing, TaskEndpoint
 from serving.dialects.dreamgen import wire
 from serving.dialects.dreamgen.key import tell_key
 from serving.dialects.dry import read_dry
 from serving.dialects.fields import given
 from serving.dialects.lines import encode
+from serving.dialects.telling import Answer
 from serving.errors import InvalidRequest, ServingError
 from serving.prompting.roles import generated_headers
 

@@ -21,11 +21,12 @@ from serving.core import (
     Usage,
 )
 from serving.dialects import sse
-from serving.dialects.base import Answer, Call, Context, Endpoint, Listing, TaskEndpoint
+from serving.dialects.base import Call, Context, Endpoint, Listing, TaskEndpoint
 from serving.dialects.fields import given
 from serving.dialects.lines import encode
 from serving.dialects.livepeer import wire
 from serving.dialects.location import location
+from serving.dialects.telling import Answer
 from serving.errors import InvalidRequest, PromptTooLong, ServingError, UnknownModel
 from serving.prompting.roles import resolve, to_message
 

@@ -127,12 +127,17 @@ class TranscriptionRequest(msgspec.Struct, kw_only=True):
     response_format: Annotated[
         Literal["json", "text", "srt", "vtt", "verbose_json"] | None, Meta(description="`json` by default.")
     ] = None
-    temperature: Annotated[Annotated[float, Meta(ge=0, le=1)] | None, Meta(description="0 by default.")] = None
+    temperature: Annotated[
+        Annotated[float, Meta(ge=0, le=1)] | None, Meta(description="0 takes the likeliest token.")
+    ] = 0.0
     timestamp_granularities: Annotated[
         list[Literal["segment", "word"]] | None, Meta(description="Only `segment`; with `verbose_json`.")
     ] = None
+    include: Annotated[
+        list[Literal["logprobs"]] | None, Meta(description="The log probability of each token; with `json`.")
+    ] = None
     stream: Annotated[
-        bool | None, Meta(description="The answer to `json` and `text` comes as server-sent events, when it is made.")
+        bool | None, Meta(description="The answer to `json` and `text` comes as server-sent events, as it is heard.")
     ] = None
 
 
@@ -142,31 +147,46 @@ class DurationUsage(msgspec.Struct):
 
 
 class SegmentWire(msgspec.Struct):
-    """Times are in seconds."""
+    """Times are in seconds, but `seek`: where its window of half a minute begins, in hundredths of one."""
 
     id: int
+    seek: int
     start: float
     end: float
     text: str
     tokens: list[int]
     temperature: float
+    avg_logprob: float
+    compression_ratio: float
+    no_speech_prob: float
+
+
+class TranscriptLogprob(msgspec.Struct):
+    """`bytes` are those of the token's text; none where a character goes on in the next token."""
+
+    token: str
+    bytes: list[int]
+    logprob: float
 
 
 class Transcription(msgspec.Struct, omit_defaults=True):
-    """`task`, `language`, `duration` and `segments` are there for `verbose_json`."""
+    """`task`, `language`, `duration` and `segments` are there for `verbose_json`, `logprobs` if they are included."""
 
     text: str
     usage: DurationUsage
+    logprobs: list[TranscriptLogprob] | msgspec.UnsetType = msgspec.UNSET
     task: Literal["transcribe"] | msgspec.UnsetType = msgspec.UNSET
     language: str | msgspec.UnsetType = msgspec.UNSET
     duration: float | msgspec.UnsetType = msgspec.UNSET
     segments: list[SegmentWire] | msgspec.UnsetType = msgspec.UNSET
 
 
-class TranscriptDelta(msgspec.Struct, tag_field="type", tag="transcript.text.delta"):
+class TranscriptDelta(msgspec.Struct, tag_field="type", tag="transcript.text.delta", omit_defaults=True):
     delta: str
+    logprobs: list[TranscriptLogprob] | msgspec.UnsetType = msgspec.UNSET
 
 
-class TranscriptDone(msgspec.Struct, tag_field="type", tag="transcript.text.done"):
+class TranscriptDone(msgspec.Struct, tag_field="type", tag="transcript.text.done", omit_defaults=True):
     text: str
     usage: DurationUsage
+    logprobs: list[TranscriptLogprob] | msgspec.UnsetType = msgspec.UNSET

@@ -14,9 +14,10 @@ import msgspec
 from serving import __version__
 from serving.core import Delta, Event, Finished, GenerationRequest, Receipt, Started, TokenLogprob, Usage
 from serving.dialects import sse
-from serving.dialects.base import Answer, ChoiceAnswer, Context
+from serving.dialects.base import Context
 from serving.dialects.lines import encode
 from serving.dialects.openai import wire
+from serving.dialects.telling import Answer, ChoiceAnswer
 from serving.errors import ServingError
 
 _LEAST_LOGPROB = -9999.0
@@ -244,9 +245,9 @@ def chat_logprobs(tokens: tuple[TokenLogprob, ...] | list[TokenLogprob]) -> wire
         [
             wire.ChatLogprob(
                 token.text,
-                _finite(token.logprob),
+                finite(token.logprob),
                 list(token.text.encode()),
-                [wire.TopLogprob(top.text, _finite(top.logprob), list(top.text.encode())) for top in token.top],
+                [wire.TopLogprob(top.text, finite(top.logprob), list(top.text.encode())) for top in token.top],
             )
             for token in tokens
         ]
@@ -258,7 +259,7 @@ def text_logprobs(tokens: tuple[TokenLogprob, ...] | list[TokenLogprob], offset:
     told = wire.TextLogprobs([], [], [], [])
     for token in tokens:
         told.tokens.append(token.text)
-        told.token_logprobs.append(None if token.logprob is None else _finite(token.logprob))
+        told.token_logprobs.append(None if token.logprob is None else finite(token.logprob))
         told.top_logprobs.append(None if token.logprob is None else _by_text(token.top))
         told.text_offset.append(offset)
         offset += len(token.text)
@@ -269,9 +270,9 @@ def _by_text(tokens: tuple[TokenLogprob, ...]) -> dict[str, float]:
     """Different ids can have one text; the likeliest, which comes first, stands for it."""
     found: dict[str, float] = {}
     for token in tokens:
-        found.setdefault(token.text, _finite(token.logprob))
+        found.setdefault(token.text, finite(token.logprob))
     return found
 
 
-def _finite(logprob: float | None) -> float:
+def finite(logprob: float | None) -> float:
     return _LEAST_LOGPROB if logprob is None else max(logprob, _LEAST_LOGPROB)

@@ -18,8 +18,9 @@ from serving.core.tasks import TaskKind
 from serving.dialects.base import Call, Catalog, Context, Endpoint, Listing, ModelInfo, Standing, TaskEndpoint
 from serving.dialects.lines import encode
 from serving.dialects.location import location
-from serving.dialects.openai import wire
+from serving.dialects.openai import speech, wire
 from serving.dialects.openai.dialect import OpenAI, list_models, one_model
+from serving.dialects.openai.task_wire import TranscriptionRequest
 from serving.dialects.openai.tell import chat_teller, text_teller, worded
 from serving.dialects.openai.translate import chat_to_core, text_to_core
 from serving.errors import (
@@ -128,7 +129,10 @@ def _own_endpoint(endpoint: Endpoint[Any]) -> Endpoint[Any]:
 
 
 def _own_task(task: TaskEndpoint[Any]) -> TaskEndpoint[Any]:
-    return replace(task, to_core=lambda request, context: task.to_core(request, _lenient(context)))
+    own = replace(task, to_core=lambda request, context: task.to_core(request, _lenient(context)))
+    if task.wire is TranscriptionRequest:
+        return replace(own, stream=partial(speech.stream, error_body=stream_error))
+    return own
 
 
 class TextGen(OpenAI):

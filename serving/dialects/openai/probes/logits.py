@@ -8,12 +8,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from serving.core import Event, GenerationRequest, Receipt
-from serving.dialects.base import Answer, Context
+from serving.dialects.base import Context
 from serving.dialects.lines import encode
 from serving.dialects.openai.modes import unused_of
 from serving.dialects.openai.probes import wire
 from serving.dialects.openai.tell import error_body
 from serving.dialects.openai.translate import text_to_core
+from serving.dialects.telling import Answer
 from serving.errors import InvalidRequest, ServingError
 
 _TOP = 50
