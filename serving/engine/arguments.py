@@ -27,13 +27,16 @@ def engine_arguments(model: str, revision: str | None, engine: Mapping[str, Any]
             near = difflib.get_close_matches(key, sorted(known), n=3)
             hint = f" Did you mean {', '.join(near)}?" if near else ""
             raise ValueError(f"engine.{key} is not an engine argument of this vLLM.{hint}")
+    structured = engine.get("structured_outputs_config", {"backend": "guidance"})
+    if not isinstance(structured, Mapping) or structured.get("backend") != "guidance":
+        raise ValueError("engine.structured_outputs_config needs the backend `guidance`: schemas are checked for it.")
     defaults: dict[str, Any] = {
         "enable_log_requests": False,
         # All of them, for the distribution of a next token; those of an answer's tokens have a lower bound of ours.
         "max_logprobs": -1,
         "shutdown_timeout": SHUTDOWN_TIMEOUT_S,
         # One backend for every request: with `auto` the first request with a schema decides for all later ones. No free
-        # white space: a small model can fill the whole answer with it.
+        # white space in any JSON object: a small model can fill the whole answer with it.
         "structured_outputs_config": {"backend": "guidance", "disable_any_whitespace": True},
     }
     if current_platform.is_cpu():

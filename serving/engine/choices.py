@@ -7,6 +7,10 @@ from contextlib import aclosing
 from serving.core import Event, PreparedRequest
 from serving.engine.base import Engine
 
+MOST_IN_A_ROW = 128
+"""Events that are handed on before others get their turn: a queue that holds something is read without a pause, and
+after 128 prompts were begun it held 8,000 (25 ms)."""
+
 
 async def generate_choices(engine: Engine, requests: Sequence[PreparedRequest]) -> AsyncGenerator[Event, None]:
     """The events of all `requests` as they come; in order within a choice, interleaved between them.
@@ -26,8 +30,11 @@ async def generate_choices(engine: Engine, requests: Sequence[PreparedRequest]) 
             tasks.append(asyncio.create_task(_forward(engine, request, queue)))
             # An engine looks at every token of a prompt when it takes it: others get their turn in between.
             await asyncio.sleep(0)
-        running = len(tasks)
+        handed, running = 0, len(tasks)
         while running:
+            handed += 1
+            if handed % MOST_IN_A_ROW == 0:
+                await asyncio.sleep(0)
             item = await queue.get()
             if item is None:
                 running -= 1

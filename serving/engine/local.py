@@ -14,10 +14,11 @@ from typing import Any
 import psutil
 from vllm.v1.engine.async_llm import AsyncLLM
 
-from serving.core import Event, PreparedRequest, Sampling
+from serving.core import AnswerFormat, Event, JsonFormat, PreparedRequest, Sampling
 from serving.engine.distribution import distribution
 from serving.engine.limits import MOST_LOGPROBS, Model, check
 from serving.engine.process import VllmProcess
+from serving.engine.structure import Structures
 from serving.engine.translate import events, invalid
 from serving.sampling.base import adapters
 from serving.sampling.chain import Chain
@@ -34,6 +35,7 @@ class LocalEngine(VllmProcess):
         logprobs = config.max_logprobs if config.max_logprobs >= 0 else MOST_LOGPROBS
         self._model = Model(vocab_size, config.max_model_len, logprobs)
         self._chain: Chain | None = None
+        self._structures = Structures()
 
     @staticmethod
     def _configure(config: Any) -> None:  # noqa: ANN401  # VllmConfig, which has no types here
@@ -61,14 +63,19 @@ class LocalEngine(VllmProcess):
         llm = self._open()
         check(request, self._model)
         vllm_id = self._id(f"{request.request_id}-{request.index}")
-        if request.distribution is None:
-            said = events(llm, request, vllm_id)
-        else:
-            said = distribution(llm, request, vllm_id, self._host_chain)
         with self._asking(partial(invalid, request)):
+            if request.distribution is None:
+                said = events(llm, request, vllm_id, await self._grammar(request.answer_format))
+            else:
+                said = distribution(llm, request, vllm_id, self._host_chain)
             async with contextlib.aclosing(said) as told:
                 async for event in told:
                     yield event
+
+    async def _grammar(self, wanted: AnswerFormat | None) -> str | None:
+        if wanted is None or wanted == JsonFormat():
+            return None
+        return await self._structures.grammar(wanted)
 
     def _host_chain(self) -> Chain:
         """Blocks when it is called first: reads files."""

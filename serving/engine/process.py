@@ -122,7 +122,7 @@ class VllmProcess:
         except BaseException as error:
             if type(error).__name__ != "PanicException":
                 raise
-            # The grammar compiler is Rust, whose panics are no Exceptions: {"x-guidance": {"item_separator": "("}}.
+            # The grammar compiler is Rust, whose panics are no Exceptions.
             raise invalid(error) from None
         finally:
             self._in_flight -= 1

@@ -16,7 +16,8 @@ from vllm.inputs import TokensPrompt, tokens_input
 from vllm.sampling_params import RequestOutputKind, SamplingParams, StructuredOutputsParams
 from vllm.v1.engine.async_llm import AsyncLLM
 
-from serving.core import Delta, Event, Finished, FinishReason, Grammar, PreparedRequest, Started, TokenLogprob, Usage
+from serving.core import Delta, Event, Finished, FinishReason, PreparedRequest, Started, TokenLogprob, Usage
+from serving.engine.structure import named, refusal
 from serving.errors import EngineFailed, InvalidRequest
 from serving.sampling.arguments import to_extra_args
 
@@ -24,11 +25,14 @@ logger = logging.getLogger(__name__)
 
 _LOWEST_LOGPROB = -9999.0
 """What -inf becomes, since JSON has no infinity. Source: vLLM 0.32, openai/chat_completion/serving.py."""
-_REASON_CHARS = 200
 
 
-async def events(llm: AsyncLLM, request: PreparedRequest, vllm_id: str) -> AsyncGenerator[Event, None]:
+async def events(
+    llm: AsyncLLM, request: PreparedRequest, vllm_id: str, grammar: str | None
+) -> AsyncGenerator[Event, None]:
     """Generate `request` under `vllm_id`, unique in this engine. Raises InvalidRequest, EngineFailed, vLLM's errors.
+
+    `grammar` is what the answer must follow, if it is not just any JSON object.
 
     vLLM is always told to leave a stop string out, and it is put back here if it is wanted: told to include it, vLLM
     includes the text of stop tokens too.
@@ -42,7 +46,7 @@ async def events(llm: AsyncLLM, request: PreparedRequest, vllm_id: str) -> Async
             yield Started(index, usage.prompt_tokens, usage.cached_tokens, prompt_logprobs)
             yield Finished(index, "length", usage)
             return
-    said = outputs(llm, _prompt(request), _sampling_params(request), vllm_id)
+    said = outputs(llm, _prompt(request), _sampling_params(request, grammar), vllm_id)
     async with contextlib.aclosing(said):
         async for output in said:
             part = output.outputs[0]
@@ -159,7 +163,7 @@ def _prompt(request: PreparedRequest) -> Any:  # noqa: ANN401
     return tokens_input(list(request.token_ids))
 
 
-def _sampling_params(request: PreparedRequest) -> SamplingParams:
+def _sampling_params(request: PreparedRequest, grammar: str | None) -> SamplingParams:
     """vLLM's parameters. Raises InvalidRequest where vLLM refuses."""
     sampling = request.sampling
     try:
@@ -180,7 +184,7 @@ def _sampling_params(request: PreparedRequest) -> SamplingParams:
             stop_token_ids=list(request.stop_token_ids),
             ignore_eos=bool(request.ignore_eos),
             logprobs=request.logprobs,
-            structured_outputs=_structure(request),
+            structured_outputs=_structure(request, grammar),
             extra_args=None if request.rules is None else to_extra_args(request.rules),
             skip_special_tokens=False,
             spaces_between_special_tokens=False,
@@ -192,22 +196,10 @@ def _sampling_params(request: PreparedRequest) -> SamplingParams:
         raise invalid(request, error) from error
 
 
-def _structure(request: PreparedRequest) -> StructuredOutputsParams | None:
-    answer = request.answer_format
-    if answer is None:
+def _structure(request: PreparedRequest, grammar: str | None) -> StructuredOutputsParams | None:
+    if request.answer_format is None:
         return None
-    if isinstance(answer, Grammar):
-        return StructuredOutputsParams(grammar=answer.text)
-    if answer.schema is None:
-        return StructuredOutputsParams(json_object=True)
-    return StructuredOutputsParams(json=answer.schema)
-
-
-def _structure_names(request: PreparedRequest) -> tuple[str, str]:
-    """What the answer must follow, for people, and the field that says so."""
-    if isinstance(request.answer_format, Grammar):
-        return "grammar", "grammar_string"
-    return "JSON Schema", "response_format"
+    return StructuredOutputsParams(json_object=True) if grammar is None else StructuredOutputsParams(grammar=grammar)
 
 
 def _logprobs(
@@ -233,9 +225,7 @@ def finite(logprob: float) -> float:
 def invalid(request: PreparedRequest, error: BaseException) -> InvalidRequest:
     """vLLM's refusals. Their texts can hold what the caller sent: told is only what they say of a structure."""
     if request.answer_format is not None and getattr(error, "parameter", None) is None:
-        reason = " ".join(str(error).split())[:_REASON_CHARS]
-        kind, field = _structure_names(request)
-        return InvalidRequest(f"The {kind} cannot be used: {reason}", param=field)
+        return refusal(request.answer_format, str(error))
     param = error.parameter if isinstance(error, VLLMValidationError) else None
     logger.warning("refused by vLLM, not by limits: %s, field %s", type(error).__name__, param)
     return InvalidRequest(
@@ -246,6 +236,6 @@ def invalid(request: PreparedRequest, error: BaseException) -> InvalidRequest:
 def _broken(request: PreparedRequest, reason: str, started: bool) -> Exception:
     """An end that vLLM calls neither stop nor length."""
     if reason == "error" and request.answer_format is not None and not started:
-        kind, field = _structure_names(request)
+        kind, field = named(request.answer_format)
         return InvalidRequest(f"The {kind} cannot be compiled. Simplify it.", param=field)
     return EngineFailed("The engine stopped this generation before its end.")

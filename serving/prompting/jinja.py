@@ -11,41 +11,24 @@ Contents appear in no error.
 
 import asyncio
 import json
-import sys
-from asyncio.subprocess import DEVNULL, PIPE
 from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
+from serving.child import Child
 from serving.core import Message, RawPrompt, TemplatePrompt
-from serving.errors import InvalidRequest, Overloaded
+from serving.errors import InvalidRequest
 
-WALL_S = 10.0
-"""How long a template may take with all others around it; the process has a stricter limit of its own."""
-AT_ONCE = 4
-MOST_WAITING = 32
-"""Templates that run and wait: the next one is refused, since nothing has been paid for it yet."""
-_CHILD = Path(__file__).with_name("jinja_child.py")
+_CHILD = Child(Path(__file__).with_name("jinja_child.py"), "templates", at_once=4)
 _SEAMS = [chr(code) for code in range(0xFDD0, 0xFDF0)]
 """Characters that Unicode leaves to programs for their own use."""
-
-
-class _Line:
-    """The templates that run and wait."""
-
-    def __init__(self) -> None:
-        self.places = asyncio.Semaphore(AT_ONCE)
-        self.length = 0
-
-
-_LINE = _Line()
 
 
 async def render(prompt: TemplatePrompt, special: Collection[str], *, bos: str, eos: str) -> RawPrompt:
     """The text that the template writes; `special` are the spellings of special tokens. Raises InvalidRequest,
     Overloaded."""
     seam, end, job = await asyncio.to_thread(_job, prompt, special, bos, eos)
-    told = await _in_turn(job)
+    told = await _CHILD.run(job)
     if told is None:
         raise InvalidRequest(f"{prompt.param} takes too much time or memory.", param=prompt.param)
     answer: dict[str, Any] = await asyncio.to_thread(json.loads, told)
@@ -102,31 +85,3 @@ def _broken(text: str, special: Collection[str], seam: str) -> str:
         if len(token) > 1 and token in text:
             text = text.replace(token, token[0] + seam + token[1:])
     return text
-
-
-async def _in_turn(job: bytes) -> bytes | None:
-    if _LINE.length >= MOST_WAITING:
-        raise Overloaded("Too many templates are being rendered. Try again in a moment.", retry_after_s=1)
-    _LINE.length += 1
-    try:
-        async with _LINE.places:
-            return await _run(job)
-    finally:
-        _LINE.length -= 1
-
-
-async def _run(job: bytes) -> bytes | None:
-    """What the process says; None when it was ended before it said anything."""
-    process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-I", str(_CHILD)), stdin=PIPE, stdout=PIPE, stderr=DEVNULL, env={}
-    )
-    try:
-        async with asyncio.timeout(WALL_S):
-            told, _ = await process.communicate(job)
-    except TimeoutError:
-        return None
-    finally:
-        if process.returncode is None:
-            process.kill()
-            await process.wait()
-    return told if process.returncode == 0 else None

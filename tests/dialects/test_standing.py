@@ -1,7 +1,7 @@
 """What a key may ask of its account: credits, and what was used, as the books have it."""
 
 from datetime import UTC, date, datetime, timedelta
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 from hypothesis import given
@@ -11,7 +11,7 @@ from serving.core import Plan, Usage
 from serving.dialects.dreamgen.key import key_info
 from serving.dialects.dreamgen.wire import UsedCredits
 from serving.dialects.openai import wire
-from serving.dialects.openai.billing import days, in_cents, in_tokens
+from serving.dialects.openai.billing import by_unit, days, in_cents
 from serving.errors import InvalidRequest
 from serving.ledger.base import Account, DayUsage, Grant, Key, month_of
 from tests.dialects.adapters import ADAPTERS
@@ -118,6 +118,8 @@ async def test_usage_in_tokens_by_day(run: Running, prefix: str) -> None:
             "cached_tokens": 2,
             "completion_tokens": 6,
             "total_tokens": used.total_tokens,
+            "audio_seconds": 0,
+            "images": 0,
         }
     ]
     tomorrow = today + timedelta(1)
@@ -206,7 +208,7 @@ LINES = st.lists(
 @given(LINES, DATES)
 def test_two_parts_of_a_period_are_the_period(lines: list[DayUsage], middle: date) -> None:
     parts = [line for line in lines if line.day < str(middle)], [line for line in lines if line.day >= str(middle)]
-    whole, halves = in_tokens(lines), [in_tokens(part) for part in parts]
+    whole, halves = by_unit(lines, {}), [by_unit(part, {}) for part in parts]
     assert whole.total_usage == sum(half.total_usage for half in halves)
     assert whole.daily == [line for half in halves for line in half.daily]
     assert [line.date for line in whole.daily] == sorted({date.fromisoformat(line.day) for line in lines})
@@ -215,6 +217,19 @@ def test_two_parts_of_a_period_are_the_period(lines: list[DayUsage], middle: dat
     assert costs.daily_costs == [day for half in half_costs for day in half.daily_costs]
     items = [item.cost for day in costs.daily_costs for item in day.line_items]
     assert sum(items) == pytest.approx(costs.total_usage)
+
+
+@given(LINES, st.sampled_from(["transcription", "image"]))
+def test_what_is_no_tokens_is_not_counted_as_such(
+    lines: list[DayUsage], kind: Literal["transcription", "image"]
+) -> None:
+    told = by_unit(lines, {XL: kind})
+    tokens = sum(line.usage.total_tokens for line in lines if line.model == SM)
+    others = sum(line.usage.total_tokens for line in lines if line.model == XL)
+    assert told.total_usage == sum(day.total_tokens for day in told.daily) == tokens
+    seconds, images = sum(day.audio_seconds for day in told.daily), sum(day.images for day in told.daily)
+    assert (seconds, images) == ((others, 0) if kind == "transcription" else (0, others))
+    assert sum(day.requests for day in told.daily) == sum(line.requests for line in lines)
 
 
 def test_this_month_is_the_default() -> None:

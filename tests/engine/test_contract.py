@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import json
 from dataclasses import replace
 from typing import Any
 
@@ -42,7 +43,8 @@ async def test_an_answer_begins_with_started_and_ends_with_finished(engine: Coun
 async def test_the_text_is_the_concatenation_and_characters_come_whole(engine: Counting) -> None:
     text = "naïve café — 狐狸 🦊🏽 «ß»  two  spaces\tand é"
     told = await answer(engine, saying(text))
-    assert told.text == f'"{text}"'.replace("\t", "\\t")
+    # A real engine may write the tab as it likes.
+    assert json.loads(told.text) == text
     assert told.finished.reason == "stop"
     assert any(not delta.text for delta in told.deltas), "no character was split over tokens: choose another text"
     assert all("\ufffd" not in delta.text for delta in told.deltas)

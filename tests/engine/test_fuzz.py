@@ -317,6 +317,14 @@ EDGES = [
     replace(edge(temperature=0.0), logprobs=20, prompt_logprobs=True),
     ask(stop=("\0", "\u202e", "\U0001f98a")),
     ask(request_id="\ud800" * 500),
+    # Before each token the compiler went through all text that can follow in one way only: 0.3 s for this list.
+    ask(
+        answer_format=JsonFormat(
+            json.dumps({"type": "array", "minItems": 1000, "maxItems": 1000, "items": {"const": "x" * 999}})
+        )
+    ),
+    # The separator is not the caller's to choose; as a pattern it made the compiler panic, which is no Exception.
+    ask(answer_format=JsonFormat('{"type": "array", "x-guidance": {"item_separator": "("}}')),
 ]
 FATAL = [
     # The engine core's reading thread ends, and everything hangs from then on (vLLM 0.32, msgspec.ValidationError).
@@ -326,8 +334,8 @@ FATAL = [
     edge(logit_bias={5: True}),
     ask(max_tokens=True),
     edge(min_tokens=False),
-    # The Rust grammar compiler panics: no Exception, so vLLM does not catch it.
-    ask(answer_format=JsonFormat('{"type": "array", "x-guidance": {"item_separator": "("}}')),
+    # All memory, of this process and of the engine's.
+    ask(answer_format=JsonFormat('{"type": "array", "minItems": 1000000000}')),
     # Not serialisable on the way to the engine.
     edge(seed=2**70),
     ask(max_tokens=2**70),

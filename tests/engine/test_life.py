@@ -144,6 +144,7 @@ async def test_a_model_that_does_not_exist_is_said_at_once(tmp_path: Path) -> No
     [
         ({"max_model_length": 512}, r"engine\.max_model_length .* max_model_len"),
         ({"model": "other"}, r"engine\.model cannot be set here"),
+        ({"structured_outputs_config": {"backend": "auto"}}, r"engine\.structured_outputs_config needs"),
         ({"enable_chunked_prefill": True}, r"engine\.enable_chunked_prefill cannot be on"),
     ],
 )

@@ -145,19 +145,21 @@ GREEDY = {
 
 @pytest.mark.parametrize("template", GREEDY.values(), ids=GREEDY)
 async def test_a_greedy_template_is_ended(template: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(jinja, "WALL_S", 60.0)  # here the limits of the process decide, however busy the machine is
+    monkeypatch.setattr(
+        jinja._CHILD, "wall_s", 60.0
+    )  # here the limits of the process decide, however busy the machine is
     began = time.process_time()
     assert (await refused(template)).param == "instruction_template_str"
     assert time.process_time() - began < 2
 
 
 async def test_a_template_that_waits_too_long_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(jinja, "WALL_S", 0.0)
+    monkeypatch.setattr(jinja._CHILD, "wall_s", 0.0)
     assert "time" in (await refused("{{ 1 }}")).message
 
 
 async def test_only_so_many_wait(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(jinja, "MOST_WAITING", 6)
+    monkeypatch.setattr(jinja._CHILD, "most_waiting", 6)
     told = await asyncio.gather(*(written("{{ 1 }}") for _ in range(8)), return_exceptions=True)
     assert [type(each) for each in told] == [str] * 6 + [Overloaded] * 2
     assert await written("{{ 1 }}") == "1"

@@ -2,16 +2,18 @@
 
 Source: the undocumented `dashboard/billing` addresses of OpenAI's API as of 2023, which many clients still read; they
 take `hard_limit_usd` less a hundredth of `total_usage` for what is left, and 100,000,000 for no limit, as one-api says
-it. `billing/usage` counts tokens, as text-generation-webui's API has it.
+it. `billing/usage` counts tokens, as text-generation-webui's API has it, and beside them what is no tokens.
 """
 
 from collections import defaultdict
+from collections.abc import Mapping
 from datetime import UTC, date, datetime
 
 import msgspec
 
 from serving.accounts.credits import MICROCREDITS
 from serving.core import Usage
+from serving.core.tasks import ModelKind
 from serving.dialects.base import Standing
 from serving.dialects.lines import encode
 from serving.dialects.openai import wire
@@ -25,7 +27,7 @@ _MOST_DAYS = 366
 
 async def usage(query: wire.UsageQuery, standing: Standing) -> bytes:
     lines = await standing.usage(*days(query, standing.now))
-    return encode(in_tokens(lines))
+    return encode(by_unit(lines, {model.id: model.kind for model in standing.models.infos}))
 
 
 async def dashboard_usage(query: wire.UsageQuery, standing: Standing) -> bytes:
@@ -59,24 +61,33 @@ def days(query: wire.UsageQuery, now: datetime) -> tuple[date, date]:
     return start, end
 
 
-def in_tokens(lines: list[DayUsage]) -> wire.BillingUsage:
-    """Usage of each day."""
-    by_day: defaultdict[str, tuple[int, Usage]] = defaultdict(lambda: (0, Usage()))
+def by_unit(lines: list[DayUsage], kinds: Mapping[str, ModelKind]) -> wire.BillingUsage:
+    """Usage of each day; a model that is not among `kinds`, since it is not served any more, counts tokens."""
+    by_day: defaultdict[str, list[DayUsage]] = defaultdict(list)
     for line in lines:
-        requests, used = by_day[line.day]
-        by_day[line.day] = requests + line.requests, used + line.usage
-    daily = [
-        wire.DayTokens(
-            date.fromisoformat(day),
-            requests,
-            used.prompt_tokens,
-            used.cached_tokens,
-            used.completion_tokens,
-            used.total_tokens,
-        )
-        for day, (requests, used) in sorted(by_day.items())
-    ]
+        by_day[line.day].append(line)
+    daily = [_day(day, used, kinds) for day, used in sorted(by_day.items())]
     return wire.BillingUsage(sum(line.total_tokens for line in daily), daily)
+
+
+def _day(day: str, lines: list[DayUsage], kinds: Mapping[str, ModelKind]) -> wire.DayUnits:
+    tokens, others = Usage(), {"transcription": 0, "image": 0}
+    for line in lines:
+        kind = kinds.get(line.model, "generation")
+        if kind in others:
+            others[kind] += line.usage.total_tokens
+        else:
+            tokens += line.usage
+    return wire.DayUnits(
+        date.fromisoformat(day),
+        sum(line.requests for line in lines),
+        tokens.prompt_tokens,
+        tokens.cached_tokens,
+        tokens.completion_tokens,
+        tokens.total_tokens,
+        others["transcription"],
+        others["image"],
+    )
 
 
 def in_cents(lines: list[DayUsage]) -> wire.DashboardUsage:

@@ -287,8 +287,8 @@ class ModelList(msgspec.Struct):
     object: Literal["list"] = "list"
 
 
-class DayTokens(msgspec.Struct):
-    """What an account used on one day (UTC)."""
+class DayUnits(msgspec.Struct):
+    """What an account used on one day (UTC), each in its own unit."""
 
     date: datetime.date
     requests: int
@@ -296,13 +296,15 @@ class DayTokens(msgspec.Struct):
     cached_tokens: int
     completion_tokens: int
     total_tokens: int
+    audio_seconds: int
+    images: int
 
 
 class BillingUsage(msgspec.Struct):
-    """`total_usage` is in tokens. Days without usage are left out."""
+    """`total_usage` is in tokens, of models that have some. Days without usage are left out."""
 
     total_usage: int
-    daily: list[DayTokens]
+    daily: list[DayUnits]
     object: Literal["list"] = "list"
 
 
