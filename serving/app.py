@@ -25,7 +25,8 @@ from serving.admin.mount import mount_admin
 from serving.admission import Admission
 from serving.backing import Backing, ConfiguredKey
 from serving.core import Plan
-from serving.dialects.base import Call, Dialect, Listing, ModelInfo, Moderation, Posted, posted
+from serving.dialects.base import Call, Dialect, Listing, Posted, posted
+from serving.dialects.catalog import ModelInfo, Moderation
 from serving.dialects.dreamgen.translate import DreamGen
 from serving.dialects.http import Exchange, Http, call_response, listing_response
 from serving.dialects.library import Library

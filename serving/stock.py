@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from serving.dialects.base import ModelInfo
+from serving.dialects.catalog import ModelInfo
 from serving.engine.registry import EngineRegistry, Loader
 from serving.errors import Conflict, EngineFailed, InvalidRequest, ServingError, UnknownModel
 from serving.pipeline import ServedModel

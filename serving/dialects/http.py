@@ -30,7 +30,6 @@ from serving.dialects.base import (
     Answer,
     Backend,
     Call,
-    Catalog,
     Context,
     Dialect,
     Endpoint,
@@ -41,6 +40,7 @@ from serving.dialects.base import (
     TaskEndpoint,
     Teller,
 )
+from serving.dialects.catalog import Catalog
 from serving.dialects.library import Library
 from serving.edge.admin_key import is_admin
 from serving.edge.body import ClientGone, decode, decode_query, read_body

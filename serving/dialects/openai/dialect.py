@@ -4,7 +4,8 @@ from typing import Any
 
 import msgspec
 
-from serving.dialects.base import Call, Endpoint, Listing, ModelInfo, Standing
+from serving.dialects.base import Call, Endpoint, Listing, Standing
+from serving.dialects.catalog import ModelInfo
 from serving.dialects.lines import encode
 from serving.dialects.openai import billing, speech, wire
 from serving.dialects.openai.chat_prompt import CHAT_PROMPT

@@ -4,7 +4,8 @@ from typing import Any
 
 from serving.core import Receipt
 from serving.core.tasks import Segment, TaskRequest, Transcribe, Transcribed
-from serving.dialects.base import Context, ModelInfo, TaskEndpoint, Told
+from serving.dialects.base import Context, TaskEndpoint, Told
+from serving.dialects.catalog import ModelInfo
 from serving.dialects.lines import encode
 from serving.dialects.openai import task_wire as wire
 from serving.dialects.sse import MEDIA_TYPE as SSE
