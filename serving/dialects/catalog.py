@@ -21,13 +21,15 @@ class Moderation:
 @dataclass(frozen=True, slots=True)
 class ModelInfo:
     """What a dialect may know of a served model. `created` is a Unix time in seconds, `price` what its caller pays,
-    `moderation` a classifier's."""
+    `moderation` a classifier's. `adapters` are those that it has, and with `adapter`, one of them, it answers."""
 
     id: str
     created: int
     price: Price
     kind: ModelKind = "generation"
     moderation: Moderation | None = None
+    adapters: tuple[str, ...] = ()
+    adapter: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,19 +46,30 @@ class Catalog:
         tasks = tuple(model for model in usable if model.kind != "generation")
         return cls(tuple(model for model in usable if model.kind == "generation"), tasks)
 
-    def resolve(self, name: str | None, *, param: str = "model") -> tuple[ModelInfo, str | None]:
-        """The model that `name` means, and the suffix behind its id. Missing or empty means the default model.
+    @property
+    def names(self) -> dict[str, tuple[ModelInfo, str | None]]:
+        """What generating models are called, and the adapter that each answers with: `id`, and `id:adapter` for each of
+        its adapters, unless that is the id of another model."""
+        names: dict[str, tuple[ModelInfo, str | None]] = {}
+        for model in self.models:
+            names[model.id] = (model, model.adapter)
+            for adapter in model.adapters:
+                names.setdefault(f"{model.id}:{adapter}", (model, adapter))
+        return names
 
-        Raises UnknownModel.
+    def resolve(self, name: str | None, *, param: str = "model") -> tuple[ModelInfo, str | None]:
+        """The model that `name` means, with the adapter to answer with, and the suffix behind its name. Missing or
+        empty means the default model. Raises UnknownModel.
         """
         if not name and self.models:
             return self.models[0], None
-        by_id = {model.id: model for model in self.models}
+        names = self.names
         try:
-            model_id, suffix = split_model(name or "", by_id)
+            known, suffix = split_model(name or "", names)
         except UnknownModel:
-            raise _unknown(by_id, param) from None
-        return by_id[model_id], suffix
+            raise _unknown(names, param) from None
+        model, adapter = names[known]
+        return replace(model, adapter=adapter), suffix
 
     def resolve_task(self, kind: TaskKind, name: str | None) -> ModelInfo:
         """The model that `name` means at an address for `kind`. Missing or empty means the first one.

@@ -6,19 +6,24 @@ is refused by `limits`.
 Importing this module imports vllm (about ten seconds): do it in a thread, as `registry.local` does.
 """
 
+import asyncio
 import contextlib
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Mapping
 from functools import partial
-from typing import Any
+from pathlib import Path
+from typing import Any, Self
 
 import psutil
 from vllm.v1.engine.async_llm import AsyncLLM
 
 from serving.core import Event, PreparedRequest, Sampling
+from serving.engine.arguments import adapter_arguments, adapter_room
 from serving.engine.distribution import distribution
 from serving.engine.limits import MOST_LOGPROBS, Model, check
+from serving.engine.loras import Loras
 from serving.engine.process import VllmProcess
 from serving.engine.translate import events, invalid
+from serving.errors import InvalidRequest
 from serving.sampling.base import adapters
 from serving.sampling.chain import Chain
 from serving.sampling.source import load_vocabulary
@@ -34,6 +39,25 @@ class LocalEngine(VllmProcess):
         logprobs = config.max_logprobs if config.max_logprobs >= 0 else MOST_LOGPROBS
         self._model = Model(vocab_size, config.max_model_len, logprobs)
         self._chain: Chain | None = None
+        self._loras = Loras(llm, None, 0, self.wait_dead)
+
+    @classmethod
+    async def load(
+        cls,
+        model: str,
+        *,
+        revision: str | None = None,
+        engine: Mapping[str, Any] | None = None,
+        loras: Path | None = None,
+    ) -> Self:
+        """As for any engine; `loras` is the folder of the model's adapters."""
+        given = dict(engine or {})
+        adapters = await asyncio.to_thread(adapter_arguments, loras, given)
+        self = await super().load(model, revision=revision, engine=given | adapters)
+        if loras is not None:
+            llm: Any = self._open()
+            self._loras = Loras(llm, loras, adapter_room(llm.vllm_config.lora_config), self.wait_dead)
+        return self
 
     @staticmethod
     def _configure(config: Any) -> None:  # noqa: ANN401  # VllmConfig, which has no types here
@@ -61,14 +85,22 @@ class LocalEngine(VllmProcess):
         llm = self._open()
         check(request, self._model)
         vllm_id = self._id(f"{request.request_id}-{request.index}")
-        if request.distribution is None:
-            said = events(llm, request, vllm_id)
-        else:
-            said = distribution(llm, request, vllm_id, self._host_chain)
         with self._asking(partial(invalid, request)):
-            async with contextlib.aclosing(said) as told:
-                async for event in told:
-                    yield event
+            async with self._loras.use(request.adapter) as lora:
+                if request.distribution is None:
+                    said = events(llm, request, vllm_id, lora)
+                else:
+                    said = distribution(llm, request, vllm_id, lora, self._host_chain)
+                async with contextlib.aclosing(said) as told:
+                    async for event in told:
+                        yield event
+
+    async def load_adapter(self, name: str) -> None:
+        """Read an adapter's files, again if they were read before: for choices that begin from now on. Raises
+        InvalidRequest that says why it cannot be used, Overloaded, EngineFailed."""
+        self._open()
+        with self._asking(lambda error: InvalidRequest(str(error), param="model")):
+            await self._loras.load(name)
 
     def _host_chain(self) -> Chain:
         """Blocks when it is called first: reads files."""
