@@ -80,6 +80,14 @@ class Models(Protocol):
         """Serve a model no longer. Raises ServingError."""
         ...
 
+    async def adapters(self, model: str) -> tuple[str, ...]:
+        """Those of a model, as they lie there now."""
+        ...
+
+    async def adapt(self, adapters: Sequence[str]) -> None:
+        """Answer with an adapter where the default model is asked for, or with none. Raises ServingError."""
+        ...
+
 
 OPERATOR = Caller("", "the admin key")
 """Who has the admin key: may use every model, and has no account."""
