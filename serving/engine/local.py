@@ -39,7 +39,7 @@ class LocalEngine(VllmProcess):
         logprobs = config.max_logprobs if config.max_logprobs >= 0 else MOST_LOGPROBS
         self._model = Model(vocab_size, config.max_model_len, logprobs)
         self._chain: Chain | None = None
-        self._loras = Loras(llm, None, 0, self.wait_dead)
+        self._loras = Loras(self._open, None, 0, self.wait_dead)
 
     @classmethod
     async def load(
@@ -56,7 +56,7 @@ class LocalEngine(VllmProcess):
         self = await super().load(model, revision=revision, engine=given | adapters)
         if loras is not None:
             llm: Any = self._open()
-            self._loras = Loras(llm, loras, adapter_room(llm.vllm_config.lora_config), self.wait_dead)
+            self._loras = Loras(self._open, loras, adapter_room(llm.vllm_config.lora_config), self.wait_dead)
         return self
 
     @staticmethod

@@ -24,7 +24,7 @@ from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.engine.exceptions import EngineDeadError
 
 from serving.engine.adapters import adapters_in, read_config
-from serving.errors import InvalidRequest, Overloaded
+from serving.errors import EngineFailed, InvalidRequest, Overloaded
 
 logger = logging.getLogger(__name__)
 
@@ -44,11 +44,13 @@ class _Held:
 
 
 class Loras:
-    """The adapters in `folder`, of one engine that has room for `room` at once; `wait_dead` returns when it is dead.
-    None is there without a folder: then the engine was not started for adapters."""
+    """The adapters in `folder`, of one engine that has room for `room` at once; none without a folder, for which the
+    engine was not started then. `llm` raises EngineFailed when it is shut down, `wait_dead` returns when it is dead."""
 
-    def __init__(self, llm: AsyncLLM, folder: Path | None, room: int, wait_dead: Callable[[], Awaitable[None]]) -> None:
-        self._llm: Any = llm
+    def __init__(
+        self, llm: Callable[[], AsyncLLM], folder: Path | None, room: int, wait_dead: Callable[[], Awaitable[None]]
+    ) -> None:
+        self._llm: Callable[[], Any] = llm
         self._folder = folder
         self._room = room
         self._wait_dead = wait_dead
@@ -61,7 +63,8 @@ class Loras:
 
     async def load(self, name: str) -> None:
         """Read an adapter's files, also those of one that is held: for generations that begin from now on. When they
-        cannot be used, what is held stays. Raises InvalidRequest that says why, Overloaded, EngineDeadError."""
+        cannot be used, what is held stays. Raises InvalidRequest that says why, Overloaded, EngineFailed,
+        EngineDeadError."""
         await asyncio.shield(self._read(name))
 
     @contextlib.asynccontextmanager
@@ -111,11 +114,11 @@ class Loras:
             number = next(self._numbers)
             held = _Held(LoRARequest(f"{name}:{number}", number, str(path)))
             try:
-                await self._ask(self._llm.add_lora(held.request))
-            except EngineDeadError:
+                await self._ask(self._llm().add_lora(held.request))
+            except (EngineDeadError, EngineFailed):
                 raise
             except Exception as error:  # vLLM raises no narrower one
-                await self._ask(self._llm.remove_lora(number))  # it may hold a part
+                await self._ask(self._llm().remove_lora(number))  # it may hold a part
                 raise _unusable(name, _reason(error)) from error
             if (former := self._held.pop(name, None)) is not None:
                 self._former.add(former)
@@ -126,14 +129,14 @@ class Loras:
         """Where an adapter lies, after a look at what vLLM would not look at. Blocks: reads all of it."""
         if self._folder is None or name not in adapters_in(self._folder):
             raise _unusable(name, "there is none of this name")
-        path = self._folder.absolute() / name
+        path, llm = self._folder.absolute() / name, self._llm()
         try:
-            rank, most = read_config(path).rank, self._llm.vllm_config.lora_config.max_lora_rank
+            rank, most = read_config(path).rank, llm.vllm_config.lora_config.max_lora_rank
             if rank > most:
                 raise _unusable(
                     name, f"its rank is {rank}, and the engine takes {most}: load the model anew, or set max_lora_rank"
                 )
-            _check_weights(path / "adapter_model.safetensors", self._llm.model_config.get_hidden_size())
+            _check_weights(path / "adapter_model.safetensors", llm.model_config.get_hidden_size())
         except (OSError, ValueError, msgspec.MsgspecError, SafetensorError) as error:
             raise _unusable(name, str(error)) from error
         return path
@@ -154,7 +157,7 @@ class Loras:
             await self._drop(held)
 
     async def _drop(self, held: _Held) -> None:
-        await self._ask(self._llm.remove_lora(held.request.lora_int_id))
+        await self._ask(self._llm().remove_lora(held.request.lora_int_id))
 
     async def _ask(self, call: Coroutine[Any, Any, bool]) -> None:
         """vLLM tells nobody who waits for such a call that the engine has died."""

@@ -113,12 +113,14 @@ async def test_each_adapter_has_its_own_answer_whatever_runs_beside_it(engine: L
 
 
 async def test_more_adapters_than_there_is_room_for(engine: LocalEngine) -> None:
-    """Three, since one place stays empty: the fourth takes that of one that nobody uses."""
-    names = ("mara", "ron", "ida", "eve")
+    """Three, since one place stays empty: the fourth takes that of one that nobody uses. A request without an adapter
+    would have the weights of the last place."""
+    names = (None, "mara", "ron", "ida", "eve")
     alone = {name: await answer(engine, greedy(name, seed=1)) for name in names}
-    assert len({told.token_ids for told in alone.values()}) == 4
-    together = await asyncio.gather(*(answer(engine, greedy(name, seed=1)) for name in names[1:]))
-    assert [told.token_ids for told in together] == [alone[name].token_ids for name in names[1:]]
+    assert len({told.token_ids for told in alone.values()}) == 5
+    beside = (None, "ron", "ida", "eve")
+    together = await asyncio.gather(*(answer(engine, greedy(name, seed=1)) for name in beside))
+    assert [told.token_ids for told in together] == [alone[name].token_ids for name in beside]
     assert set(await engine._llm.list_loras()) == {held.request.lora_int_id for held in engine._loras._held.values()}
 
 

@@ -70,7 +70,7 @@ def vllm() -> Vllm:
 
 @pytest.fixture
 def loras(vllm: Vllm, folder: Path) -> Iterator[Loras]:
-    found = Loras(vllm, folder, MOST, vllm.wait_dead)
+    found = Loras(lambda: vllm, folder, MOST, vllm.wait_dead)
     yield found
     assert vllm.held.keys() == {held.request.lora_int_id for held in (*found._held.values(), *found._former)}
 
@@ -190,7 +190,7 @@ Act = tuple[str, str]
 async def test_vllm_always_holds_what_is_in_use(folder: Path, acts: list[Act]) -> None:
     """Whatever comes in whatever order: `Vllm.add_lora` asserts that there is room."""
     vllm = Vllm()
-    loras = Loras(vllm, folder, MOST, vllm.wait_dead)
+    loras = Loras(lambda: vllm, folder, MOST, vllm.wait_dead)
     running: list[tuple[str, int, AsyncExitStack]] = []
     for act, name in acts:
         if act == "begin":
