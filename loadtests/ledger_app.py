@@ -75,6 +75,9 @@ class Tallied:
                     self._tally.add(row, len(event.token_ids))
                 yield event
 
+    async def load_adapter(self, name: str) -> None:
+        await self._engine.load_adapter(name)
+
     async def check_health(self) -> None:
         await self._engine.check_health()
 

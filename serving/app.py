@@ -25,7 +25,8 @@ from serving.admin.mount import mount_admin
 from serving.admission import Admission
 from serving.backing import Backing, ConfiguredKey
 from serving.core import Plan
-from serving.dialects.base import Call, Dialect, Listing, ModelInfo, Moderation, Posted, posted
+from serving.dialects.base import Call, Dialect, Listing, Posted, posted
+from serving.dialects.catalog import ModelInfo, Moderation
 from serving.dialects.dreamgen.translate import DreamGen
 from serving.dialects.http import Exchange, Http, call_response, listing_response
 from serving.dialects.library import Library
@@ -33,6 +34,7 @@ from serving.dialects.livepeer.translate import Livepeer
 from serving.dialects.openai.dialect import OpenAI
 from serving.dialects.openai.textgen import TextGen
 from serving.edge.headers import EXPOSED, error_headers
+from serving.engine.adapters import adapters_in
 from serving.engine.base import Engine, TaskEngine
 from serving.engine.registry import EngineRegistry, Loader, State, image_server, local, local_task
 from serving.errors import MethodNotAllowed, NotFound
@@ -202,7 +204,7 @@ def _tell_engine_up(model: str, state: State) -> None:
 def local_loader(model: ModelSettings) -> Loader:
     """A configured model as a vLLM engine in this process."""
     if model.kind == "generation":
-        return local(model.path, revision=model.revision, engine=model.engine)
+        return local(model.path, revision=model.revision, engine=model.engine, loras=model.loras)
     if model.kind == "image":
         return image_server(model.path, model.server_model or model.id, model.server_key)
     return local_task(model.path, model.kind, revision=model.revision, engine=model.engine)
@@ -217,7 +219,7 @@ def model_infos(settings: Settings) -> tuple[ModelInfo, ...]:
 
 def _model_info(model: ModelSettings, now: int) -> ModelInfo:
     moderation = Moderation(model.categories, model.threshold) if model.kind == "classification" else None
-    return ModelInfo(model.id, now, model.price, model.kind, moderation)
+    return ModelInfo(model.id, now, model.price, model.kind, moderation, adapters_in(model.loras))
 
 
 def lifespan_of(engines: EngineRegistry, backing: Backing) -> Callable[[FastAPI], Any]:

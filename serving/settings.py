@@ -44,6 +44,13 @@ class ModelSettings:
     engine: Mapping[str, Any] = field(
         default_factory=dict, metadata={"doc": "Engine arguments, handed to vLLM as they are."}
     )
+    loras: Path | None = field(
+        default=None,
+        metadata={
+            "doc": "Of a generation model: folder of LoRA adapters in PEFT's format, each a folder in it, that can be "
+            "asked for as `id:adapter`."
+        },
+    )
     standby: bool = field(
         default=False, metadata={"doc": "Not loaded at the start: an admin can load it in the place of another."}
     )
@@ -190,6 +197,8 @@ def _model(table: Any, where: str, folder: Path) -> ModelSettings:  # noqa: ANN4
     # A relative folder is meant relative to the file that names it; a hub id is no folder.
     local = folder / str(typed["path"])
     typed["path"] = str(local) if local.exists() else typed["path"]
+    if "loras" in typed:
+        typed["loras"] = folder / typed["loras"]
     prices = {name: _typed(Price, name, value, f"{where}.price") for name, value in _known(Price, price, where).items()}
     return ModelSettings(**typed, price=Price(**prices), engine=engine, categories=categories, sizes=sizes)
 
@@ -282,6 +291,8 @@ def _check_models(settings: Settings) -> None:
             raise SettingsError(f"{model.id}: kind must be one of {', '.join(get_args(ModelKind))}.")
         if model.standby and model.id not in generating:
             raise SettingsError(f"{model.id}: only a model that generates can be on standby.")
+        if model.loras is not None and not (model.id in generating and model.loras.is_dir()):
+            raise SettingsError(f"{model.id}: loras must be a folder, and only a model that generates has adapters.")
         if model.kind == "image" and not (model.sizes and model.path.startswith(("http://", "https://"))):
             raise SettingsError(f"{model.id}: an image model has sizes, and an address of http or https as its path.")
         if not 0 <= model.threshold <= 1:

@@ -1,7 +1,7 @@
 """The models that are served, those that could be, and one that takes the place of another.
 
-It knows how a name becomes a model (a configured one, or a folder in `models_dir`), and keeps what is told of models in
-step with the engines. Loading, draining and ending are the registry's.
+It knows how a name becomes a model (a configured one, or a folder in `models_dir`), which adapters the default one has,
+and keeps what is told of models in step with the engines. Loading, draining and ending are the registry's.
 
 Nothing is kept: a server that starts again serves what is configured.
 """
@@ -9,12 +9,13 @@ Nothing is kept: a server that starts again serves what is configured.
 import asyncio
 import logging
 import time
-from collections.abc import Callable, KeysView, Mapping
+from collections.abc import Callable, KeysView, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from serving.dialects.base import ModelInfo
+from serving.dialects.catalog import ModelInfo
+from serving.engine.adapters import adapters_in
 from serving.engine.registry import EngineRegistry, Loader
 from serving.errors import Conflict, EngineFailed, InvalidRequest, ServingError, UnknownModel
 from serving.pipeline import ServedModel
@@ -112,10 +113,11 @@ class Stock:
             served = await asyncio.to_thread(self._ways.prepare, model)
         except SettingsError as error:
             raise InvalidRequest(str(error), param="model_name") from error
+        adapters = await asyncio.to_thread(adapters_in, model.loras)
 
         def swap() -> None:
             self._known[name] = known
-            self._swap(old, served, ModelInfo(name, int(time.time()), model.price))
+            self._swap(old, served, ModelInfo(name, int(time.time()), model.price, adapters=adapters))
 
         try:
             await self._engines.replace(old, name, self._ways.loader(model), swap, beside=self._beside)
@@ -131,6 +133,37 @@ class Stock:
         self._check_served(model, "model_name")
         await self._engines.unload(model, lambda: self._swap(model, None, None))
         log.info("model %s is served no longer", model)
+
+    async def adapters(self, model: str) -> tuple[str, ...]:
+        """Names of a model's adapters; what lies in their folder now can be asked for from now on."""
+        found = await asyncio.to_thread(adapters_in, self._known[model].loras)
+        self._tell(model, adapters=found)
+        return found
+
+    async def adapt(self, adapters: Sequence[str]) -> None:
+        """Answer with an adapter where the default model is asked for by its id alone, or with none; the adapter's
+        files are read anew. What runs goes on as it began. Raises InvalidRequest, UnknownModel, and as `Engines.get`;
+        then all is as before."""
+        if len(adapters) > 1:
+            message = "lora_names may hold one name: an answer is generated with one adapter."
+            raise InvalidRequest(message, param="lora_names")
+        model, adapter = self._default(), next(iter(adapters), None)
+        if model is None:
+            raise UnknownModel("No model is served.", param="lora_names")
+        if adapter is not None:
+            if adapter not in (known := await self.adapters(model)):
+                raise UnknownModel(f"Adapters of {model}: {', '.join(known) or 'none'}.", param="lora_names")
+            with self._engines.use(model) as engine:
+                try:
+                    await engine.load_adapter(adapter)
+                except InvalidRequest as error:
+                    raise InvalidRequest(error.message, param="lora_names") from error
+        self._tell(model, adapter=adapter)
+        log.info("model %s answers with %s", model, f"the adapter {adapter}" if adapter else "no adapter")
+
+    def _tell(self, model: str, **values: Any) -> None:  # noqa: ANN401  # those of ModelInfo
+        """What is told of a model, unless another has taken its place meanwhile."""
+        self._infos = tuple(replace(info, **values) if info.id == model else info for info in self._infos)
 
     def _default(self) -> str | None:
         return next((info.id for info in self._infos if info.id in self._served), None)

@@ -78,6 +78,9 @@ class Stage:
         finally:
             await events.aclose()
 
+    async def load_adapter(self, name: str) -> None:
+        await self.engine.load_adapter(name)
+
     async def check_health(self) -> None:
         await self.engine.check_health()
 

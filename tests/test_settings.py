@@ -130,7 +130,17 @@ def test_a_relative_path_is_meant_from_the_file(tmp_path: Path) -> None:
     assert load(write(tmp_path, MODEL)).models[0].path == "org/m"
 
 
+def test_adapters_lie_in_a_folder_named_from_the_file(tmp_path: Path) -> None:
+    (tmp_path / "adapters").mkdir()
+    assert load(write(tmp_path, MODEL)).models[0].loras is None
+    assert load(write(tmp_path, MODEL + "loras = 'adapters'")).models[0].loras == tmp_path / "adapters"
+    assert load(write(tmp_path, MODEL + "loras = '/'")).models[0].loras == Path("/")
+
+
 WRONG_FILES = {
+    MODEL + "loras = 'none'": "m: loras must be a folder",
+    MODEL + "loras = ['a']": "loras must be of type",
+    MODEL + "[[models]]\nid = 'e'\npath = 'e'\nkind = 'embedding'\nloras = '/'": "e: loras must be a folder, and only",
     TASK_MODELS: "No model of the kind generation",
     f"default_model = 'e'\n{MODEL}{TASK_MODELS}": "default_model 'e'",
     MODEL + MODEL.replace('"m"', '"n"') + "kind = 'embeddings'": "kind must be one of generation, embedding",

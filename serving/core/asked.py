@@ -92,6 +92,7 @@ class GenerationRequest:
     `add_bos` False puts no BOS before a prompt that lacks it. `cut_prompt`: a prompt that leaves less room than
     `max_tokens` within `max_total_tokens` and the context loses its beginning; else it is an error.
     `distribution`: not an answer is wanted, but the likeliest `logprobs` of all tokens that may come next.
+    `adapter`: a LoRA adapter of the model.
     """
 
     request_id: str
@@ -108,3 +109,4 @@ class GenerationRequest:
     add_bos: bool = True
     cut_prompt: bool = False
     distribution: Distribution | None = None
+    adapter: str | None = None

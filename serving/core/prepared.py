@@ -57,7 +57,8 @@ class PreparedRequest:
     `sampling` has no banned tokens any more: they are biases. `stop_token_ids` end the choice and are not part of its
     text. `ignore_eos`: the engine's own EOS list is not used.
     `max_tokens` 0 asks for the prompt alone (echo). `prompt_logprobs` asks for those of the prompt's tokens. With a
-    `distribution` the one token's alternatives are of that one, spelled as the vocabulary does.
+    `distribution` the one token's alternatives are of that one, spelled as the vocabulary does. `adapter` is a LoRA
+    adapter of the engine's model.
     The rest is read behind the engine: `open_header` (the model writes the rest of its own header first),
     `keep_special_tokens`, and `echo_text`, told before the first token.
     """
@@ -76,6 +77,7 @@ class PreparedRequest:
     logprobs: int | None = None
     prompt_logprobs: bool = False
     distribution: Distribution | None = None
+    adapter: str | None = None
     first_of_prompt: bool = True
     open_header: bool = False
     keep_special_tokens: bool = False

@@ -3,92 +3,24 @@
 It holds no HTTP and no wire format. How answers are told is `telling`'s.
 """
 
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import UTC, date, datetime
 from typing import Any, BinaryIO, Generic, Literal, Protocol, TypeAlias, TypeVar
 
 import msgspec
 
 from serving.accounts.keys import Keyring
-from serving.core import Caller, GenerationRequest, Price, Receipt
-from serving.core.tasks import ModelKind, TaskKind, TaskRequest
+from serving.core import Caller, GenerationRequest, Receipt
+from serving.core.tasks import TaskRequest
+from serving.dialects.catalog import Catalog, ModelInfo
 from serving.dialects.library import Library
 from serving.dialects.telling import TaskStream, Teller, Told
-from serving.errors import NotFound, ServingError, Unauthenticated, UnknownModel
+from serving.errors import ServingError, Unauthenticated
 from serving.ledger.base import STOP, Account, Books, DayUsage, Key, account_tag
 from serving.pipeline import Pipeline
 from serving.prompting.prepare import Prompting
-from serving.prompting.roles import split_model
 from serving.tasks import Tasks
-
-
-@dataclass(frozen=True, slots=True)
-class Moderation:
-    """How a classifier's scores are told: the category that each of its labels means (those that are not here are not
-    told), and the score from which one applies."""
-
-    categories: Mapping[str, str]
-    threshold: float
-
-
-@dataclass(frozen=True, slots=True)
-class ModelInfo:
-    """What a dialect may know of a served model. `created` is a Unix time in seconds, `price` what its caller pays,
-    `moderation` a classifier's."""
-
-    id: str
-    created: int
-    price: Price
-    kind: ModelKind = "generation"
-    moderation: Moderation | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Catalog:
-    """The models that one caller may use: those that generate, the default one first, and those that do tasks."""
-
-    models: tuple[ModelInfo, ...]
-    tasks: tuple[ModelInfo, ...] = ()
-
-    @classmethod
-    def of(cls, models: tuple[ModelInfo, ...], caller: Caller) -> "Catalog":
-        percent = caller.plan.price_percent
-        usable = [replace(model, price=model.price.at(percent)) for model in models if caller.may_use(model.id)]
-        tasks = tuple(model for model in usable if model.kind != "generation")
-        return cls(tuple(model for model in usable if model.kind == "generation"), tasks)
-
-    def resolve(self, name: str | None, *, param: str = "model") -> tuple[ModelInfo, str | None]:
-        """The model that `name` means, and the suffix behind its id. Missing or empty means the default model.
-
-        Raises UnknownModel.
-        """
-        if not name and self.models:
-            return self.models[0], None
-        by_id = {model.id: model for model in self.models}
-        try:
-            model_id, suffix = split_model(name or "", by_id)
-        except UnknownModel:
-            raise _unknown(by_id, param) from None
-        return by_id[model_id], suffix
-
-    def resolve_task(self, kind: TaskKind, name: str | None) -> ModelInfo:
-        """The model that `name` means at an address for `kind`. Missing or empty means the first one.
-
-        Raises NotFound when there is none of that kind, UnknownModel.
-        """
-        by_id = {model.id: model for model in self.tasks if model.kind == kind}
-        if not by_id:
-            raise NotFound(f"There is no {kind} model here that this key may use.")
-        model_id = name or next(iter(by_id))
-        if model_id not in by_id:
-            raise _unknown(by_id, "model")
-        return by_id[model_id]
-
-
-def _unknown(known: Iterable[str], param: str) -> UnknownModel:
-    told = ", ".join(known) or "none"
-    return UnknownModel(f"There is no such model for this key. Models it may use: {told}.", param=param)
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,6 +67,14 @@ class Models(Protocol):
 
     async def unload(self, name: str | None) -> None:
         """Serve a model no longer. Raises ServingError."""
+        ...
+
+    async def adapters(self, model: str) -> tuple[str, ...]:
+        """Those of a model, as they lie there now."""
+        ...
+
+    async def adapt(self, adapters: Sequence[str]) -> None:
+        """Answer with an adapter where the default model is asked for, or with none. Raises ServingError."""
         ...
 
 

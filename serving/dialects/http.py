@@ -30,7 +30,6 @@ from serving.dialects.base import (
     Access,
     Backend,
     Call,
-    Catalog,
     Context,
     Dialect,
     Endpoint,
@@ -40,6 +39,7 @@ from serving.dialects.base import (
     Standing,
     TaskEndpoint,
 )
+from serving.dialects.catalog import Catalog
 from serving.dialects.library import Library
 from serving.dialects.telling import Answer, Stream
 from serving.edge.admin_key import is_admin

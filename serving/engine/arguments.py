@@ -7,10 +7,17 @@ Reads no environment and starts nothing. Keeps the law that no request can kill 
 import difflib
 from collections.abc import Mapping
 from dataclasses import fields
-from typing import Any
+from pathlib import Path
+from typing import Any, get_args
+
+from serving.engine.adapters import largest_rank
 
 CPU_KV_CACHE_BYTES = 1 << 30
 SHUTDOWN_TIMEOUT_S = 10
+MOST_LORAS = 4
+"""Adapters in one step of an engine, each of which has its place on the device; requests with further ones wait."""
+MOST_HELD_LORAS = 32
+"""Adapters that are kept in the machine's memory, beside a GPU; beside a CPU the places are in it."""
 _OURS = {"model": "the model's own key", "revision": "the model's `revision`"}
 
 
@@ -42,6 +49,43 @@ def engine_arguments(model: str, revision: str | None, engine: Mapping[str, Any]
     if current_platform.is_cpu():
         defaults |= _cpu_defaults(engine)
     return AsyncEngineArgs(model=model, revision=revision, **(defaults | dict(engine)))
+
+
+def adapter_arguments(folder: Path | None, engine: Mapping[str, Any]) -> dict[str, Any]:
+    """What lets a model have the adapters in `folder`, where the table is silent: ranks up to the largest that lies
+    there now. Raises ValueError for what the table may not say. Blocks: reads files."""
+    from vllm.config.lora import MaxLoRARanks
+
+    if "enable_lora" in engine:
+        raise ValueError("engine.enable_lora cannot be set here: use the model's `loras`.")
+    if folder is None:
+        return {}
+    ranks, largest = get_args(MaxLoRARanks), largest_rank(folder)
+    slots = engine.get("max_loras", MOST_LORAS + _spare_slots())
+    if slots <= _spare_slots():
+        raise ValueError("engine.max_loras must be 2 or more with a CPU: one is left empty.")
+    arguments = {"enable_lora": True, "max_loras": slots, "max_cpu_loras": max(MOST_HELD_LORAS, slots)}
+    if largest:
+        arguments["max_lora_rank"] = next((rank for rank in ranks if rank >= largest), ranks[-1])
+    return arguments
+
+
+def adapter_room(lora_config: Any) -> int:  # noqa: ANN401  # vLLM's LoRAConfig
+    """How many adapters an engine may hold."""
+    spare = _spare_slots()
+    most: int = lora_config.max_loras - spare if spare else lora_config.max_cpu_loras
+    return most
+
+
+def _spare_slots() -> int:
+    """Of the places on the device, how many must stay empty. vLLM takes the first free one.
+
+    Source: vLLM 0.32, lora/ops/torch_ops/lora_ops.py: on CPU a token without an adapter has the place -1, so beside
+    tokens with one it gets the weights of the last place. Reported there as pull request 48421.
+    """
+    from vllm.platforms import current_platform
+
+    return 1 if current_platform.is_cpu() else 0
 
 
 def _cpu_defaults(engine: Mapping[str, Any]) -> dict[str, Any]:

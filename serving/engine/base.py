@@ -8,6 +8,8 @@
 - Closing the generator, at any moment, aborts the choice in the engine.
 - A dead engine fails what is in flight with `EngineFailed`, and everything after; it never hangs.
 - A request for a distribution has one `Delta` with one token, whose alternatives are the likeliest of the vocabulary.
+- A choice is generated with the adapter that it names, as its files were when they were read last; one that cannot be
+  used is an impossible request. No answer depends on the adapters of others.
 - Special tokens stand in the text as they are spelled. The text of a stop token is left out, that of a matched stop
   string too unless `include_stop`; their token ids are counted.
 
@@ -52,6 +54,12 @@ class Engine(Living, Protocol):
 
     def generate(self, request: PreparedRequest) -> AsyncGenerator[Event, None]:
         """Generate one choice. Raises InvalidRequest (before the first event), EngineFailed."""
+        ...
+
+    async def load_adapter(self, name: str) -> None:
+        """Read an adapter's files for choices that begin from now on, again if they were read before. Without this they
+        are read when a choice first needs them. Raises InvalidRequest that says why it cannot be used, and then what
+        was read before stays; Overloaded, EngineFailed."""
         ...
 
 

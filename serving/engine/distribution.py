@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 from vllm.inputs import tokens_input
+from vllm.lora.request import LoRARequest
 from vllm.sampling_params import RequestOutputKind, SamplingParams
 from vllm.v1.engine.async_llm import AsyncLLM
 
@@ -22,7 +23,7 @@ from serving.sampling.chain import Chain
 
 
 async def distribution(
-    llm: AsyncLLM, request: PreparedRequest, vllm_id: str, chain: Callable[[], Chain]
+    llm: AsyncLLM, request: PreparedRequest, vllm_id: str, lora: LoRARequest | None, chain: Callable[[], Chain]
 ) -> AsyncGenerator[Event, None]:
     """The events of a request for a distribution. `chain` blocks. Raises EngineFailed, vLLM's errors."""
     params = SamplingParams(
@@ -37,7 +38,7 @@ async def distribution(
         skip_clone=True,
     )
     prompt = tokens_input(list(request.token_ids))
-    async with contextlib.aclosing(outputs(llm, prompt, params, vllm_id)) as told:
+    async with contextlib.aclosing(outputs(llm, prompt, params, vllm_id, lora)) as told:
         async for output in told:
             part = output.outputs[0]
             if part.finish_reason not in ("stop", "length"):

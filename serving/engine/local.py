@@ -6,20 +6,25 @@ is refused by `limits`.
 Importing this module imports vllm (about ten seconds): do it in a thread, as `registry.local` does.
 """
 
+import asyncio
 import contextlib
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Mapping
 from functools import partial
-from typing import Any
+from pathlib import Path
+from typing import Any, Self
 
 import psutil
 from vllm.v1.engine.async_llm import AsyncLLM
 
 from serving.core import AnswerFormat, Event, JsonFormat, PreparedRequest, Sampling
+from serving.engine.arguments import adapter_arguments, adapter_room
 from serving.engine.distribution import distribution
 from serving.engine.limits import MOST_LOGPROBS, Model, check
+from serving.engine.loras import Loras
 from serving.engine.process import VllmProcess
 from serving.engine.structure import Structures
 from serving.engine.translate import events, invalid
+from serving.errors import InvalidRequest
 from serving.sampling.base import adapters
 from serving.sampling.chain import Chain
 from serving.sampling.source import load_vocabulary
@@ -36,6 +41,25 @@ class LocalEngine(VllmProcess):
         self._model = Model(vocab_size, config.max_model_len, logprobs)
         self._chain: Chain | None = None
         self._structures = Structures()
+        self._loras = Loras(self._open, None, 0, self.wait_dead)
+
+    @classmethod
+    async def load(
+        cls,
+        model: str,
+        *,
+        revision: str | None = None,
+        engine: Mapping[str, Any] | None = None,
+        loras: Path | None = None,
+    ) -> Self:
+        """As for any engine; `loras` is the folder of the model's adapters."""
+        given = dict(engine or {})
+        adapters = await asyncio.to_thread(adapter_arguments, loras, given)
+        self = await super().load(model, revision=revision, engine=given | adapters)
+        if loras is not None:
+            llm: Any = self._open()
+            self._loras = Loras(self._open, loras, adapter_room(llm.vllm_config.lora_config), self.wait_dead)
+        return self
 
     @staticmethod
     def _configure(config: Any) -> None:  # noqa: ANN401  # VllmConfig, which has no types here
@@ -64,13 +88,22 @@ class LocalEngine(VllmProcess):
         check(request, self._model)
         vllm_id = self._id(f"{request.request_id}-{request.index}")
         with self._asking(partial(invalid, request)):
-            if request.distribution is None:
-                said = events(llm, request, vllm_id, await self._grammar(request.answer_format))
-            else:
-                said = distribution(llm, request, vllm_id, self._host_chain)
-            async with contextlib.aclosing(said) as told:
-                async for event in told:
-                    yield event
+            grammar = await self._grammar(request.answer_format)
+            async with self._loras.use(request.adapter) as lora:
+                if request.distribution is None:
+                    said = events(llm, request, vllm_id, lora, grammar)
+                else:
+                    said = distribution(llm, request, vllm_id, lora, self._host_chain)
+                async with contextlib.aclosing(said) as told:
+                    async for event in told:
+                        yield event
+
+    async def load_adapter(self, name: str) -> None:
+        """Read an adapter's files, again if they were read before: for choices that begin from now on. Raises
+        InvalidRequest that says why it cannot be used, Overloaded, EngineFailed."""
+        self._open()
+        with self._asking(lambda error: InvalidRequest(str(error), param="model")):
+            await self._loras.load(name)
 
     async def _grammar(self, wanted: AnswerFormat | None) -> str | None:
         if wanted is None or wanted == JsonFormat():

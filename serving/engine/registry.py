@@ -12,6 +12,7 @@ from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator, 
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import Any, Literal
 
 from serving.engine.base import Engine, TaskEngine
@@ -31,12 +32,13 @@ def local(
     *,
     revision: str | None = None,
     engine: Mapping[str, Any] | None = None,
+    loras: Path | None = None,
 ) -> Loader:
     """A loader of a LocalEngine; vllm is imported in a thread when it is called, never before."""
 
     async def load() -> Engine:
         module = await asyncio.to_thread(importlib.import_module, "serving.engine.local")
-        loaded: Engine = await module.LocalEngine.load(model, revision=revision, engine=engine)
+        loaded: Engine = await module.LocalEngine.load(model, revision=revision, engine=engine, loras=loras)
         return loaded
 
     return load

@@ -10,13 +10,13 @@ import contextlib
 import itertools
 import random
 import zlib
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Iterator
+from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
 from serving.core import Delta, Event, Finished, FinishReason, PreparedRequest, Started, TokenLogprob, Usage
 from serving.engine.limits import MOST_LOGPROBS, Model, check
-from serving.errors import EngineFailed, ServingError
+from serving.errors import EngineFailed, InvalidRequest, ServingError
 
 Chunk: TypeAlias = str | tuple[str, tuple[int, ...]]
 """What one delta says: a text (one token, its id a hash of the text), or a text and its token ids. An empty text with
@@ -32,9 +32,9 @@ _VOCABULARY = (
 
 
 def prose(request: PreparedRequest) -> Iterator[str]:
-    """Forty to eighty words that depend on the prompt alone."""
+    """Forty to eighty words that depend on the prompt and the adapter alone."""
     words = _VOCABULARY.split()
-    dice = random.Random(zlib.crc32(repr(request.token_ids).encode()))
+    dice = random.Random(zlib.crc32((repr(request.token_ids) + (request.adapter or "")).encode()))
     for number in range(dice.randint(40, 80)):
         word = dice.choice(words)
         yield word.capitalize() if number == 0 else f" {word}"
@@ -73,6 +73,7 @@ class ScriptedEngine:
 
     `gate` is awaited before every delta (request, number of the delta): a test holds a stream there on an Event.
     `refuse` returns the error to raise before the first event. `die_after`: the engine dies before its n-th delta.
+    `adapters` are those that it can use; `read` holds the names of those that it was told to read.
     """
 
     def __init__(
@@ -87,6 +88,7 @@ class ScriptedEngine:
         refuse: Callable[[PreparedRequest], ServingError | None] | None = None,
         die_after: int | None = None,
         decode: Callable[[int], str] = lambda token_id: f"<{token_id}>",
+        adapters: Collection[str] = (),
     ) -> None:
         self._script = script
         self._model = Model(vocab_size, context_tokens, MOST_LOGPROBS)
@@ -96,11 +98,13 @@ class ScriptedEngine:
         self._refuse = refuse
         self._die_after = die_after
         self._decode = decode
+        self._adapters = adapters
         self._dead = asyncio.Event()
         self._deltas = itertools.count(1)
         self._in_flight = 0
         self.asked: list[PreparedRequest] = []
         self.ended: list[tuple[PreparedRequest, Ending]] = []
+        self.read: list[str] = []
 
     @property
     def context_tokens(self) -> int:
@@ -125,6 +129,8 @@ class ScriptedEngine:
         try:
             self._alive()
             check(request, self._model)
+            if request.adapter is not None:
+                self._check_adapter(request.adapter)
             refused = self._refuse(request) if self._refuse is not None else None
             if refused is not None:
                 raise refused
@@ -142,6 +148,16 @@ class ScriptedEngine:
         finally:
             self._in_flight -= 1
             self.ended.append((request, ending))
+
+    async def load_adapter(self, name: str) -> None:
+        """Remember that it was asked for. Raises InvalidRequest, EngineFailed."""
+        self._alive()
+        self._check_adapter(name)
+        self.read.append(name)
+
+    def _check_adapter(self, name: str) -> None:
+        if name not in self._adapters:
+            raise InvalidRequest(f"The adapter {name} cannot be loaded: the script has none.", param="model")
 
     async def _say(self, request: PreparedRequest) -> AsyncGenerator[Event, None]:
         prompt_tokens, completion_tokens = len(request.token_ids), 0

@@ -164,7 +164,7 @@ class Transcriber(VllmProcess):
             (rendered,) = await self._llm.renderer.render_cmpl_async([parsed])
             # vLLM puts one more start before a text that comes before. Source: vLLM 0.32, inputs/engine.py.
             rendered["decoder_prompt"]["prompt_token_ids"] = ids
-            said = outputs(self._llm, rendered, params, self._id(task.request_id))
+            said = outputs(self._llm, rendered, params, self._id(task.request_id), None)
             async with contextlib.aclosing(said):
                 async for output in said:
                     (part,) = output.outputs

@@ -13,6 +13,7 @@ from typing import Any
 from tokenizers.decoders import DecodeStream
 from vllm.exceptions import VLLMClientError, VLLMValidationError
 from vllm.inputs import TokensPrompt, tokens_input
+from vllm.lora.request import LoRARequest
 from vllm.sampling_params import RequestOutputKind, SamplingParams, StructuredOutputsParams
 from vllm.v1.engine.async_llm import AsyncLLM
 
@@ -28,7 +29,7 @@ _LOWEST_LOGPROB = -9999.0
 
 
 async def events(
-    llm: AsyncLLM, request: PreparedRequest, vllm_id: str, grammar: str | None
+    llm: AsyncLLM, request: PreparedRequest, vllm_id: str, lora: LoRARequest | None, grammar: str | None
 ) -> AsyncGenerator[Event, None]:
     """Generate `request` under `vllm_id`, unique in this engine. Raises InvalidRequest, EngineFailed, vLLM's errors.
 
@@ -41,12 +42,12 @@ async def events(
     usage = Usage(len(request.token_ids))
     prompt_logprobs: tuple[TokenLogprob, ...] = ()
     if request.prompt_logprobs or not request.max_tokens:
-        usage, prompt_logprobs = await _prompt_alone(llm, request, f"{vllm_id}-prompt")
+        usage, prompt_logprobs = await _prompt_alone(llm, request, f"{vllm_id}-prompt", lora)
         if not request.max_tokens:
             yield Started(index, usage.prompt_tokens, usage.cached_tokens, prompt_logprobs)
             yield Finished(index, "length", usage)
             return
-    said = outputs(llm, _prompt(request), _sampling_params(request, grammar), vllm_id)
+    said = outputs(llm, _prompt(request), _sampling_params(request, grammar), vllm_id, lora)
     async with contextlib.aclosing(said):
         async for output in said:
             part = output.outputs[0]
@@ -70,9 +71,15 @@ async def events(
                 yield Finished(index, ended, usage + Usage(completion_tokens=completion_tokens), matched)
 
 
-async def outputs(llm: AsyncLLM, prompt: Any, params: SamplingParams, vllm_id: str) -> AsyncGenerator[Any, None]:  # noqa: ANN401
+async def outputs(
+    llm: AsyncLLM,
+    prompt: Any,  # noqa: ANN401
+    params: SamplingParams,
+    vllm_id: str,
+    lora: LoRARequest | None,
+) -> AsyncGenerator[Any, None]:
     """vLLM's outputs of one request, aborted when closed."""
-    stream, finished = llm.generate(prompt, params, vllm_id), False
+    stream, finished = llm.generate(prompt, params, vllm_id, lora_request=lora), False
     try:
         async for output in stream:
             finished = output.finished
@@ -85,7 +92,7 @@ async def outputs(llm: AsyncLLM, prompt: Any, params: SamplingParams, vllm_id: s
 
 
 async def _prompt_alone(
-    llm: AsyncLLM, request: PreparedRequest, vllm_id: str
+    llm: AsyncLLM, request: PreparedRequest, vllm_id: str, lora: LoRARequest | None
 ) -> tuple[Usage, tuple[TokenLogprob, ...]]:
     """Compute the prompt, and the logprobs of its tokens if asked for; the one token that vLLM insists on is dropped.
 
@@ -101,7 +108,8 @@ async def _prompt_alone(
         output_kind=RequestOutputKind.FINAL_ONLY,
         skip_clone=True,
     )
-    async with contextlib.aclosing(outputs(llm, tokens_input(list(request.token_ids)), params, vllm_id)) as told:
+    prompt = tokens_input(list(request.token_ids))
+    async with contextlib.aclosing(outputs(llm, prompt, params, vllm_id, lora)) as told:
         async for output in told:
             if output.outputs[0].finish_reason not in ("stop", "length"):
                 break

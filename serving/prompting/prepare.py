@@ -123,6 +123,7 @@ class Prompting:
             logprobs=request.logprobs,
             prompt_logprobs=request.echo and request.logprobs is not None,
             distribution=request.distribution,
+            adapter=request.adapter,
             open_header=isinstance(prompt, ChatPrompt) and prompt.header.open,
             keep_special_tokens=request.keep_special_tokens,
             echo_text=self._echo(prompt, request.keep_special_tokens) if request.echo else None,

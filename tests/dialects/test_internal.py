@@ -179,16 +179,6 @@ async def test_a_key_sees_its_models_and_the_admin_what_can_be_loaded(open_shop:
     assert told == {"model_names": [SM, XL, SPARE, "broken", "tiny"]}
 
 
-async def test_there_are_no_adapters(open_shop: Running) -> None:
-    run = open_shop
-    for headers in (ADMIN, None):
-        assert (await run.client.get("/v1/internal/lora/list", headers=headers)).json() == {"lora_names": []}
-    for path, body in (("load", {"lora_names": ["a"]}), ("unload", {})):
-        response = await run.client.post(f"/v1/internal/lora/{path}", json=body, headers=ADMIN)
-        assert (response.status_code, response.json()["error"]["code"]) == (501, "unsupported")
-        assert (await run.client.post(f"/v1/internal/lora/{path}", json=body)).status_code == 403
-
-
 # ---- one in the place of another -------------------------------------------------------------------------------------
 
 

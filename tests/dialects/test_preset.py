@@ -9,7 +9,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from serving.core import AnswerFormat, Grammar, PreparedRequest, Price
-from serving.dialects.base import Catalog, Context, ModelInfo
+from serving.dialects.base import Context
+from serving.dialects.catalog import Catalog, ModelInfo
 from serving.dialects.library import Library
 from serving.dialects.openai import wire
 from serving.dialects.openai.preset import UnusedFields, declared, moded

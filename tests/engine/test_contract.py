@@ -141,6 +141,7 @@ async def test_prompt_logprobs_are_of_every_prompt_token(engine: Counting) -> No
 
 
 IMPOSSIBLE: list[tuple[str, PreparedRequest]] = [
+    ("model", ask(adapter="none")),
     ("prompt", ask(token_ids=())),
     ("prompt", ask(token_ids=(1, -1))),
     ("prompt", ask(token_ids=(1, 832))),

@@ -18,6 +18,19 @@ async def test_prose_depends_on_the_prompt_alone() -> None:
     assert first.endswith(".")
 
 
+async def test_an_adapter_changes_what_is_said() -> None:
+    engine = ScriptedEngine(adapters={"mara"})
+    plain, adapted = [(await answer(engine, ask(max_tokens=500, adapter=name))).text for name in (None, "mara")]
+    assert plain != adapted
+    await engine.load_adapter("mara")
+    with pytest.raises(InvalidRequest, match="The adapter none cannot be loaded"):
+        await engine.load_adapter("none")
+    assert engine.read == ["mara"]
+    engine.die()
+    with pytest.raises(EngineFailed):
+        await engine.load_adapter("mara")
+
+
 async def test_what_was_asked_and_how_it_ended_is_remembered() -> None:
     engine = ScriptedEngine(refuse=lambda request: Overloaded("full") if request.index == 2 else None)
     await answer(engine, ask())

@@ -66,6 +66,7 @@ def to_core(request: wire.CompletionRequest, context: Context) -> GenerationRequ
     return GenerationRequest(
         request_id=context.request_id,
         model=model.id,
+        adapter=model.adapter,
         prompts=(RawPrompt(request.input),),
         sampling=Sampling(
             **given(

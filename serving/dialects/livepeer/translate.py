@@ -44,6 +44,7 @@ def to_core(request: wire.LLMRequest, context: Context) -> GenerationRequest:
     return GenerationRequest(
         request_id=context.request_id,
         model=model.id,
+        adapter=model.adapter,
         prompts=(ChatPrompt(turns, roles.header()),),
         sampling=Sampling(
             temperature=wire.TEMPERATURE if request.temperature is None else request.temperature,

@@ -4,7 +4,8 @@ from typing import Any
 
 import msgspec
 
-from serving.dialects.base import Call, Endpoint, Listing, ModelInfo, Standing
+from serving.dialects.base import Call, Endpoint, Listing, Standing
+from serving.dialects.catalog import ModelInfo
 from serving.dialects.lines import encode
 from serving.dialects.openai import billing, speech, wire
 from serving.dialects.openai.chat_prompt import CHAT_PROMPT
@@ -27,8 +28,9 @@ _SUFFIXES = ("", "/text", "/assistant")
 
 
 async def list_models(query: msgspec.Struct, standing: Standing) -> bytes:
-    models = [_model(info, suffix) for info in standing.catalog.models for suffix in _SUFFIXES]
-    return encode(wire.ModelList(models + [_model(info) for info in standing.catalog.tasks]))
+    names = standing.catalog.names.items()
+    models = [_model(info, name + suffix) for name, (info, _) in names for suffix in _SUFFIXES]
+    return encode(wire.ModelList(models + [_model(info, info.id) for info in standing.catalog.tasks]))
 
 
 async def one_model(query: wire.ModelQuery, standing: Standing) -> bytes:
@@ -36,15 +38,15 @@ async def one_model(query: wire.ModelQuery, standing: Standing) -> bytes:
         return await list_models(query, standing)
     for info in standing.catalog.tasks:
         if info.id == query.model:
-            return encode(_model(info))
+            return encode(_model(info, info.id))
     info, suffix = standing.catalog.resolve(query.model)
     resolve(suffix=suffix)  # refuses what is no role config, as a request with this model would be
     return encode(wire.ModelWire(query.model, info.created, "story-serving"))
 
 
-def _model(info: ModelInfo, suffix: str = "") -> wire.ModelWire:
+def _model(info: ModelInfo, name: str) -> wire.ModelWire:
     kind = msgspec.UNSET if info.kind == "generation" else info.kind
-    return wire.ModelWire(info.id + suffix, info.created, "story-serving", display_type=kind)
+    return wire.ModelWire(name, info.created, "story-serving", display_type=kind)
 
 
 class OpenAI:

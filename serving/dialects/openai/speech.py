@@ -11,7 +11,8 @@ import msgspec
 from serving.core import Receipt, TokenLogprob
 from serving.core.tasks import Heard, Hearing, Segment, TaskRequest, Transcribe, Transcribed
 from serving.dialects import sse
-from serving.dialects.base import Context, ModelInfo, TaskEndpoint
+from serving.dialects.base import Context, TaskEndpoint
+from serving.dialects.catalog import ModelInfo
 from serving.dialects.lines import encode
 from serving.dialects.openai import task_wire as wire
 from serving.dialects.openai.tell import error_body, finite

@@ -12,7 +12,8 @@ import msgspec
 from serving.core import Receipt
 from serving.core.tasks import Classified, Classify, Draw, Drawn, Embed, Embedded, TaskRequest
 from serving.dialects import fields
-from serving.dialects.base import Context, ModelInfo, Moderation, TaskEndpoint
+from serving.dialects.base import Context, TaskEndpoint
+from serving.dialects.catalog import ModelInfo, Moderation
 from serving.dialects.openai import task_wire as wire
 from serving.dialects.telling import Told
 from serving.errors import InvalidRequest

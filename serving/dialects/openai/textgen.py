@@ -15,7 +15,8 @@ import msgspec
 
 from serving.core import GenerationRequest
 from serving.core.tasks import TaskKind
-from serving.dialects.base import Call, Catalog, Context, Endpoint, Listing, ModelInfo, Standing, TaskEndpoint
+from serving.dialects.base import Call, Context, Endpoint, Listing, Standing, TaskEndpoint
+from serving.dialects.catalog import Catalog, ModelInfo
 from serving.dialects.lines import encode
 from serving.dialects.location import location
 from serving.dialects.openai import speech, wire

@@ -41,6 +41,7 @@ def chat_to_core(request: wire.ChatCompletionRequest, context: Context) -> Gener
     return GenerationRequest(
         request_id=context.request_id,
         model=model.id,
+        adapter=model.adapter,
         prompts=(chat.prompt,),
         n=request.n or 1,
         sampling=_sampling(request),
@@ -69,6 +70,7 @@ def text_to_core(request: wire.CompletionRequest, context: Context) -> Generatio
     return GenerationRequest(
         request_id=context.request_id,
         model=model.id,
+        adapter=model.adapter,
         prompts=prompts,
         n=request.n or 1,
         sampling=_sampling(request),

@@ -5,7 +5,6 @@ import msgspec
 from serving.dialects.base import OPERATOR, Standing
 from serving.dialects.lines import encode
 from serving.dialects.openai.probes import wire
-from serving.errors import Unsupported
 
 OK = encode("OK")
 """How text-generation-webui answers what is done."""
@@ -21,8 +20,9 @@ async def current_model(query: msgspec.Struct, standing: Standing) -> bytes:
 
 async def internal_model(query: msgspec.Struct, standing: Standing) -> bytes:
     """The default model, as text-generation-webui tells the one that it has loaded."""
-    name = standing.catalog.models[0].id if standing.catalog.models else "None"
-    return encode(wire.InternalModel(name, [], "vLLM"))
+    model = next(iter(standing.catalog.models), None)
+    adapters = [model.adapter] if model and model.adapter else []
+    return encode(wire.InternalModel(model.id if model else "None", adapters, "vLLM"))
 
 
 async def internal_models(query: msgspec.Struct, standing: Standing) -> bytes:
@@ -41,11 +41,19 @@ async def stop_generation(request: wire.NoBody, standing: Standing) -> bytes:
 
 
 async def loras(query: msgspec.Struct, standing: Standing) -> bytes:
-    return encode(wire.InternalLoras([]))
+    """The adapters that the default model has, as text-generation-webui tells those in its folder."""
+    model = next(iter(standing.catalog.models), None)
+    return encode(wire.InternalLoras([*await standing.models.adapters(model.id)] if model else []))
 
 
-async def change_loras(request: wire.LoadLoras | wire.NoBody, standing: Standing) -> bytes:
-    raise Unsupported("This server has no LoRA adapters: merge one into its model, and load that.")
+async def load_loras(request: wire.LoadLoras, standing: Standing) -> bytes:
+    await standing.models.adapt(request.lora_names)
+    return OK
+
+
+async def unload_loras(request: wire.NoBody, standing: Standing) -> bytes:
+    await standing.models.adapt(())
+    return OK
 
 
 async def load_model(request: wire.LoadModel, standing: Standing) -> bytes:

@@ -83,19 +83,19 @@ CALLS: tuple[Call[Any], ...] = (
     Call(
         "internal.lora.load",
         "/internal/lora/load",
-        "Not built: the answer is 501",
+        "Answer with a LoRA adapter",
         wire.LoadLoras,
         str,
-        models.change_loras,
+        models.load_loras,
         access="admin",
     ),
     Call(
         "internal.lora.unload",
         "/internal/lora/unload",
-        "Not built: the answer is 501",
+        "Answer without a LoRA adapter",
         wire.NoBody,
         str,
-        models.change_loras,
+        models.unload_loras,
         access="admin",
     ),
     Call(
@@ -143,7 +143,7 @@ LISTINGS: tuple[Listing[Any], ...] = (
     Listing(
         "internal.lora.list",
         "/internal/lora/list",
-        "LoRA adapters that are loaded: none",
+        "LoRA adapters of the default model",
         ("GET",),
         NoQuery,
         wire.InternalLoras,

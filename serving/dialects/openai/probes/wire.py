@@ -130,7 +130,7 @@ class Health(msgspec.Struct):
 
 
 class InternalModel(msgspec.Struct):
-    """`model_name` is `None`, in words, when no model is served."""
+    """`model_name` is `None`, in words, when no model is served. `lora_names` is the adapter that it answers with."""
 
     model_name: str
     lora_names: list[str]
@@ -179,7 +179,7 @@ class InternalLoras(msgspec.Struct):
 
 
 class LoadLoras(msgspec.Struct, kw_only=True):
-    lora_names: Annotated[list[str], Meta(description="Adapters; none can be loaded on this server.")]
+    lora_names: Annotated[list[str], Meta(description="The adapter to answer with; none for an empty list.")]
 
 
 class UnloadModel(msgspec.Struct, kw_only=True):
