@@ -63,6 +63,8 @@ def _ids(param: str, ids: Collection[int], vocab_size: int) -> None:
 
 
 def _check_sampling(sampling: Sampling, vocab_size: int) -> None:
+    # vLLM's bound, which cannot be got round: its engine core checks it again when it decodes a request (msgspec calls
+    # __post_init__), in the thread that would end.
     _real("temperature", sampling.temperature, 0.0, 2.0)
     _real("top_p", sampling.top_p, 0.0, 1.0)
     if sampling.top_p == 0:
