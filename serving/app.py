@@ -13,6 +13,7 @@ from typing import Any
 
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse, PlainTextResponse
+from starlette.convertors import PathConvertor, register_url_convertor
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.routing import Route
@@ -256,6 +257,15 @@ def mount(app: FastAPI, http: Http) -> None:
             for prefix in dialect.prefixes if call.prefixes is None else call.prefixes:
                 _add(app, prefix, dialect, call, call.methods, description, partial(_call, http, dialect, call))
     app.openapi = partial(description.complete, app)  # type: ignore[method-assign]  # FastAPI's documented hook
+
+
+class _Rest(PathConvertor):
+    """In place of Starlette's own, which stops before a line break at the end: `/models/%0A` was the list."""
+
+    regex = r"[\s\S]*"
+
+
+register_url_convertor("path", _Rest())
 
 
 def _add(

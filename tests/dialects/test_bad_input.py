@@ -261,6 +261,13 @@ async def test_a_model_that_the_key_may_not_use_is_unknown(run: Running, name: s
     assert (await run.client.get(f"/v1/models/{SM}", headers=bearer(key))).status_code == 404
 
 
+@pytest.mark.parametrize("name", ["%0A", "%0D%0A", f"{SM}%0A", "%00", "%20"])
+async def test_an_odd_name_is_of_no_model(run: Running, name: str) -> None:
+    response = await run.client.get(f"/v1/models/{name}")
+    assert response.status_code == 404
+    assert response.json()["error"]["code"] == UnknownModel.code
+
+
 SUFFIXES = ["bard", "", "{", "[]", "1", '"text"', "{}x", '{"assistant":{"role":"user"}}', '{"assistant":1}']
 SUFFIXES += ['{"assistant":{"role":"text","name":5}}', '{"assistant":{"role":"text","open":1}}', "[" * 5000]
 SUFFIXES += ['{"user":{"role":"text","name":"a\\nb"}}', "%7B%22assistant%22%3A%7B%7D%7D", '{"assistant":{"name":"x"}}']
