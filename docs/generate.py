@@ -221,7 +221,7 @@ def _kind_of(name: str, hint: Any, tables: set[str]) -> str:  # noqa: ANN401  # 
 def models() -> str:
     hints = get_type_hints(ModelSettings)
     required = {field.name for field in fields(ModelSettings) if _default(field.default) == "required"}
-    tables = {"engine", "price", "categories"}
+    tables = {"engine", "price", "categories", "sizes"}
     return table(
         ("Key", "Type", "", "Meaning"),
         (
