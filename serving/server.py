@@ -185,7 +185,7 @@ curl -N {base}/api/v1/model/completion -H 'Authorization: Bearer {key}' \\
 curl -N {base}/v1/chat/completions -H 'Authorization: Bearer {key}' \\
   -d '{{"model": "{model}/text", "stream": true,
        "messages": [{{"role": "system", "content": "{scene}"}},
-                    {{"role": "user", "name": "Tom", "content": "Who is there?"}}]}}'
+                    {{"role": "user", "name": "Tom", "content": "What are you afraid of?"}}]}}'
 
 # The same in Python:
 
@@ -193,7 +193,7 @@ curl -N {base}/v1/chat/completions -H 'Authorization: Bearer {key}' \\
 from openai import OpenAI
 client = OpenAI(base_url="{base}/v1", api_key="{key}")
 scene = {{"role": "system", "content": "{scene}"}}
-turn = {{"role": "user", "name": "Tom", "content": "Who is there?"}}
+turn = {{"role": "user", "name": "Tom", "content": "What are you afraid of?"}}
 print(client.chat.completions.create(model="{model}/text", messages=[scene, turn]).choices[0].message.content)
 END
 """

@@ -14,6 +14,7 @@ from serving.ledger.memory import MemoryLedger
 from serving.ledger.outbox import Outbox
 from serving.ledger.redis import RedisLedger
 from serving.ledger.store import Store
+from serving.ledger.upgrade import upgrade
 
 log = logging.getLogger(__name__)
 
@@ -75,4 +76,5 @@ async def _open_store(url: str | None, data_dir: Path) -> AsyncIterator[Store | 
         except ValueError as error:
             raise NoStore(f"The URL of the credit store cannot be used: {error}.") from error
         stack.push_async_callback(store.aclose)
+        await upgrade(store)
         yield store
