@@ -1,5 +1,6 @@
 """Opens the ledger and the books: on a Redis elsewhere, on one of our own, or in this process's memory."""
 
+import asyncio
 import logging
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -14,7 +15,7 @@ from serving.ledger.memory import MemoryLedger
 from serving.ledger.outbox import Outbox
 from serving.ledger.redis import RedisLedger
 from serving.ledger.store import Store
-from serving.ledger.upgrade import upgrade
+from serving.ledger.upgrade import upgrade, upgrade_when_there
 
 log = logging.getLogger(__name__)
 
@@ -43,23 +44,30 @@ async def open_ledger(
             memory = MemoryLedger(lease_s=lease_s)
             yield Opened(memory, memory, None)
             return
-        for problem in await store.problems():
-            log.warning("%s", problem)
-        ledger = RedisLedger(store, Outbox(data_dir / "outbox"), lease_s=lease_s, extend_s=extend_s)
-        ledger.start()
+        upgrading = asyncio.create_task(upgrade_when_there(store, tried := asyncio.Event()))
         try:
-            yield Opened(ledger, RedisBooks(store), store)
+            await tried.wait()
+            for problem in await store.problems():
+                log.warning("%s", problem)
+            ledger = RedisLedger(store, Outbox(data_dir / "outbox"), lease_s=lease_s, extend_s=extend_s)
+            ledger.start()
+            try:
+                yield Opened(ledger, RedisBooks(store), store)
+            finally:
+                await ledger.close()
         finally:
-            await ledger.close()
+            upgrading.cancel()
+            await asyncio.gather(upgrading, return_exceptions=True)
 
 
 @asynccontextmanager
 async def open_books(url: str | None, data_dir: Path) -> AsyncIterator[tuple[RedisBooks, Publish]]:
     """What a command beside a server needs: the books, and how to tell servers of a change. Raises NoStore,
-    ServerFailed."""
+    ServerFailed, Overloaded."""
     async with _open_store(url, data_dir) as store:
         if store is None:
             raise NoStore("No redis-server was found: install one, or set SERVING_REDIS_URL.")
+        await upgrade(store)
         yield RedisBooks(store), partial(store.publish, CHANGES)
 
 
@@ -76,5 +84,4 @@ async def _open_store(url: str | None, data_dir: Path) -> AsyncIterator[Store | 
         except ValueError as error:
             raise NoStore(f"The URL of the credit store cannot be used: {error}.") from error
         stack.push_async_callback(store.aclose)
-        await upgrade(store)
         yield store

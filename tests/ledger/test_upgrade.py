@@ -5,6 +5,7 @@ and its time. In it are two accounts; grants of all kinds and states; keys with 
 revoked; requests that were settled, reaped, released, charged without a hold, and open.
 """
 
+import asyncio
 import json
 from collections.abc import AsyncIterator
 from dataclasses import asdict, dataclass
@@ -15,15 +16,16 @@ import pytest
 import redis
 
 from serving.core import Caller, Hold, Plan, Price, Usage
-from serving.errors import Conflict
-from serving.ledger.base import Grant, account_tag
+from serving.errors import Conflict, Overloaded
+from serving.ledger.base import Account, Books, Grant, account_tag
 from serving.ledger.books import RedisBooks
+from serving.ledger.open import open_ledger
 from serving.ledger.outbox import Outbox
 from serving.ledger.reconcile import reconcile
 from serving.ledger.redis import RedisLedger
-from serving.ledger.store import Store
+from serving.ledger.store import Store, StoreError
 from serving.ledger.upgrade import upgrade
-from tests.ledger.servers import VERSIONS, binary, running
+from tests.ledger.servers import DEADLINE_S, VERSIONS, RedisServer, binary, running
 from tests.ledger.subjects import Clock
 
 FORMER = json.loads((Path(__file__).parents[1] / "fixtures/ledger-of-hashes.json").read_text())
@@ -32,6 +34,13 @@ OPEN = Plan("open")
 ALICE, BOB = Caller("alice", "key_1", FREE), Caller("bob", "key_3", OPEN)
 PRICE = Price(40_000, 10_000, 40_000)
 ASKED, USED = Usage(100, 0, 50), Usage(100, 40, 30)
+
+
+def fill(server: RedisServer) -> None:
+    client = redis.Redis(unix_socket_path=str(server.socket))
+    for name, dumped in FORMER["dumps"].items():
+        client.restore(name, 86_400_000 if ":hold:" in name else 0, bytes.fromhex(dumped))
+    client.close()
 
 
 @dataclass(frozen=True)
@@ -45,10 +54,7 @@ class Subject:
 @pytest.fixture(params=VERSIONS)
 async def subject(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Subject]:
     with running(binary(request.param), tmp_path / "redis") as server:
-        client = redis.Redis(unix_socket_path=str(server.socket))
-        for name, dumped in FORMER["dumps"].items():
-            client.restore(name, 86_400_000 if ":hold:" in name else 0, bytes.fromhex(dumped))
-        client.close()
+        fill(server)
         store, clock = await Store.open(server.url), Clock(FORMER["now_us"])
         assert await upgrade(store) == 2
         ledger = RedisLedger(store, Outbox(tmp_path / "outbox"), clock=clock)
@@ -116,3 +122,23 @@ async def test_it_goes_on(subject: Subject) -> None:
     assert [grant.id for grant in account.grants] == ["plan:2026-01:free", "bought"]
     for name in ("alice", "bob"):
         assert (await reconcile(subject.books, name)).adds_up
+
+
+async def test_a_server_upgrades_a_store_that_comes_late(tmp_path: Path) -> None:
+    with running(binary("7"), tmp_path / "redis") as server:
+        fill(server)
+        server.kill()
+        async with open_ledger(server.url, tmp_path / "data") as opened:
+            server.start()
+            async with asyncio.timeout(DEADLINE_S):
+                while (account := await asked(opened.books)) is None:  # noqa: ASYNC110  # a store sets no event of ours
+                    await asyncio.sleep(0.01)
+        assert account.used == FORMER["books"]["alice"]["account"]["used"]
+
+
+async def asked(books: Books) -> Account | None:
+    """None while the store is away, or as it was."""
+    try:
+        return await books.account("alice")
+    except (Overloaded, StoreError):
+        return None
