@@ -5,7 +5,7 @@ the same wire models that decode and encode.
 """
 
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -50,7 +50,14 @@ from serving.settings import ModelSettings, Settings, SettingsError
 from serving.stock import Stock, Ways
 from serving.tasks import Sizes, TaskModel, Tasks
 
-DIALECTS: tuple[Dialect, ...] = (DreamGen(), OpenAI(), TextGen(), Livepeer())
+
+def dialects_of(settings: Settings) -> tuple[Dialect, ...]:
+    """What the service speaks. Addresses and schemas are the same with all settings."""
+    livepeer = Livepeer(done=settings.livepeer_done, length=settings.livepeer_length)
+    return (DreamGen(), OpenAI(), TextGen(), livepeer)
+
+
+DIALECTS = dialects_of(Settings())
 
 
 @dataclass(frozen=True)
@@ -112,8 +119,9 @@ def build(
         grammars=settings.grammars,
     )
     app = FastAPI(title="story-serving", version=__version__, lifespan=lifespan_of(engines, backing))
-    mount(app, http)
-    mount_errors(app)
+    dialects = dialects_of(settings)
+    mount(app, http, dialects)
+    mount_errors(app, dialects)
     mount_operations(app, engines, admission, backing)
     if settings.admin_key:
         mount_admin(app, settings.admin_key, partial(_admin, backing, plans), stock.known, settings.write_timeout_s)
@@ -242,10 +250,10 @@ def lifespan_of(engines: EngineRegistry, backing: Backing) -> Callable[[FastAPI]
     return lifespan
 
 
-def mount(app: FastAPI, http: Http) -> None:
+def mount(app: FastAPI, http: Http, dialects: Sequence[Dialect]) -> None:
     """The routes of all dialects, with their description."""
-    description = Description(DIALECTS)
-    for dialect in DIALECTS:
+    description = Description(dialects)
+    for dialect in dialects:
         for prefix in dialect.prefixes:
             for endpoint in posted(dialect):
                 _add(app, prefix, dialect, endpoint, ("POST",), description, partial(_post, http, dialect, endpoint))
@@ -305,7 +313,7 @@ async def _call(http: Http, dialect: Dialect, call: Call[Any], request: Request)
     return await call_response(http, dialect, call, request)
 
 
-def mount_errors(app: FastAPI) -> None:
+def mount_errors(app: FastAPI, dialects: Sequence[Dialect]) -> None:
     """An address that does not exist is answered in the shape of the dialect it lies under."""
 
     async def handle(request: Request, error: Exception) -> Response:
@@ -314,7 +322,7 @@ def mount_errors(app: FastAPI) -> None:
         known = MethodNotAllowed if status == 405 else NotFound
         told = known(f"There is no {request.method} {path} here." if status == 405 else f"There is no {path} here.")
         headers = error_headers(told) | ({"allow": _methods(app, path)} if status == 405 else {})
-        if dialect := _dialect_of(path):
+        if dialect := _dialect_of(path, dialects):
             code, body = dialect.render_error(told)
             return Response(body, code, headers)
         return JSONResponse({"detail": told.message}, told.status, headers)
@@ -322,9 +330,9 @@ def mount_errors(app: FastAPI) -> None:
     app.add_exception_handler(HTTPException, handle)
 
 
-def _dialect_of(path: str) -> Dialect | None:
+def _dialect_of(path: str, dialects: Sequence[Dialect]) -> Dialect | None:
     """The dialect whose prefix an address lies under. One without a prefix has no addresses but its own."""
-    for dialect in DIALECTS:
+    for dialect in dialects:
         own = {endpoint.path for endpoint in posted(dialect) if "" in dialect.prefixes}
         own |= {prefix + call.path for call in dialect.calls for prefix in call.prefixes or ()}
         if path in own or any(path.startswith(prefix + "/") for prefix in dialect.prefixes if prefix):

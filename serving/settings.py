@@ -134,6 +134,16 @@ class Settings:
             "for callers you trust."
         },
     )
+    livepeer_done: bool = field(
+        default=True,
+        metadata={"doc": "Streams of `/llm` end with `[DONE]`, as Livepeer's runner's do; its gateway's do not."},
+    )
+    livepeer_length: bool = field(
+        default=True,
+        metadata={
+            "doc": "`/llm` calls what the limit of tokens ended `length`; Livepeer's own servers call it `stop`."
+        },
+    )
     keep_alive_s: float = field(default=10.0, metadata={"doc": "Silence after which a stream sends a keep-alive."})
     write_timeout_s: float = field(default=60.0, metadata={"doc": "A client that reads nothing for so long is cut."})
     drain_s: float = field(default=30.0, metadata={"doc": "Time that running requests get to finish at shutdown."})

@@ -45,6 +45,8 @@ def test_a_whole_file(tmp_path: Path) -> None:
         max_running_choices = 2
         library_dir = "/srv/user_data"
         grammars = true
+        livepeer_done = false
+        livepeer_length = false
         keep_alive_s = 5
         write_timeout_s = 1.5
         drain_s = 2

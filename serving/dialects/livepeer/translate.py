@@ -1,7 +1,8 @@
 """Livepeer's `/llm` <-> core: one file, since the protocol is small.
 
 A frame of a stream is a whole object with a `delta` and the usage so far. Source: Livepeer's ai-runner, whose frames
-and errors these are; its gateway passes them on. Unlike the runner's, `finish_reason` tells `length` where that is why.
+and errors these are; its gateway passes them on, without `[DONE]`. `finish_reason` tells `length` where that is why,
+which the runner calls `stop`. What an operator may want as theirs are settings, which `Livepeer` is made with.
 """
 
 from dataclasses import dataclass, field
@@ -61,6 +62,8 @@ class Teller:
     context: Context
     model: str
     streamed: bool
+    done: bool
+    length: bool
     _usage: Usage = field(default=Usage())
     _reason: FinishReason = "stop"
 
@@ -78,7 +81,7 @@ class Teller:
         if isinstance(event, Finished):
             self._reason = event.reason
             return b""
-        return self._part("", event.usage, self._reason) + sse.DONE
+        return self._part("", event.usage, self._told(self._reason)) + (sse.DONE if self.done else b"")
 
     def _part(self, text: str, usage: Usage, reason: FinishReason | None = None) -> bytes:
         choice = wire.LLMChoice(0, reason, delta=wire.LLMMessage("assistant", text), message=None)
@@ -93,9 +96,11 @@ class Teller:
     def whole(self, answer: Answer) -> bytes:
         choice = answer.choices[0]
         message = wire.LLMMessage("assistant", choice.text)
-        return self._response(
-            wire.LLMChoice(0, choice.finish_reason or "stop", delta=None, message=message), answer.usage
-        )
+        reason = self._told(choice.finish_reason or "stop")
+        return self._response(wire.LLMChoice(0, reason, delta=None, message=message), answer.usage)
+
+    def _told(self, reason: FinishReason) -> FinishReason:
+        return reason if self.length or reason != "length" else "stop"
 
     def _response(self, choice: wire.LLMChoice, usage: Usage) -> bytes:
         told = wire.LLMTokenUsage(usage.prompt_tokens, usage.completion_tokens, usage.total_tokens)
@@ -103,27 +108,28 @@ class Teller:
         return encode(wire.LLMResponse(f"chatcmpl-{context.request_id}", self.model, context.now, told, [choice]))
 
 
-def teller(request: wire.LLMRequest, core: GenerationRequest, context: Context) -> Teller:
-    return Teller(context, core.model, bool(request.stream))
-
-
-def _endpoint(path: str) -> Endpoint[wire.LLMRequest]:
-    summary = "Answer a chat with one message"
-    return Endpoint(
-        "llm", path, summary, wire.LLMRequest, wire.LLMResponse, (_JSON,), (sse.MEDIA_TYPE,), to_core, teller
-    )
-
-
 class Livepeer:
-    """Livepeer's protocol, which has no prefix."""
+    """Livepeer's protocol, which has no prefix. `done`: a stream ends with `[DONE]`; `length`: that the limit of tokens
+    ended an answer is told."""
 
     name = "livepeer"
     prefixes = ("",)
-    endpoints = (_endpoint("/llm"), _endpoint("/llm/"))
     tasks: tuple[TaskEndpoint[Any], ...] = ()
     listings: tuple[Listing[Any], ...] = ()
     calls: tuple[Call[Any], ...] = ()
     error_schema = wire.HTTPError
+
+    def __init__(self, *, done: bool = True, length: bool = True) -> None:
+        def teller(request: wire.LLMRequest, core: GenerationRequest, context: Context) -> Teller:
+            return Teller(context, core.model, bool(request.stream), done, length)
+
+        def endpoint(path: str) -> Endpoint[wire.LLMRequest]:
+            summary = "Answer a chat with one message"
+            return Endpoint(
+                "llm", path, summary, wire.LLMRequest, wire.LLMResponse, (_JSON,), (sse.MEDIA_TYPE,), to_core, teller
+            )
+
+        self.endpoints = (endpoint("/llm"), endpoint("/llm/"))
 
     def render_error(self, error: ServingError) -> tuple[int, bytes]:
         """An impossible field is a 422 with a list, as FastAPI tells it; anything else one sentence."""
