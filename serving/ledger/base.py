@@ -23,6 +23,7 @@ import hashlib
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import Literal, Protocol, TypeAlias
 
 from serving.core import Caller, Hold, Plan, Price, Rate, Receipt, Usage
@@ -236,6 +237,7 @@ class Books(Protocol):
         ...
 
 
+@lru_cache(maxsize=4096)
 def account_tag(account: str) -> str:
     """The two hex digits that say where an account's books lie: they stand in its keys' texts and ids, too."""
     return hashlib.sha256(account.encode()).hexdigest()[:2]

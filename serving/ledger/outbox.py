@@ -15,13 +15,17 @@ import json
 import logging
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TextIO
+from typing import TextIO, TypeAlias
 from uuid import uuid4
 
 log = logging.getLogger(__name__)
+
+
+_Record: TypeAlias = list[int | float | str]
+"""A line of the file: a whole entry, or the number alone of one that was acknowledged."""
 
 
 @dataclass(slots=True)
@@ -37,8 +41,11 @@ class Entry:
     done_at: float | None = None
     written: asyncio.Future[None] | None = None
 
-    def line(self) -> str:
-        return json.dumps([self.number, self.written_at, self.script, self.tag, *self.arguments]) + "\n"
+    def record(self) -> _Record:
+        return [self.number, self.written_at, self.script, self.tag, *self.arguments]
+
+    def acknowledgement(self) -> _Record:
+        return [self.number]
 
 
 class Outbox:
@@ -66,7 +73,7 @@ class Outbox:
         self._waiting: dict[int, Entry] = {}
         self._done: dict[int, Entry] = {}
         self._next = 0
-        self._unwritten: list[str] = []
+        self._unwritten: list[_Record] = []
         self._written: asyncio.Future[None] | None = None
         self._writing: asyncio.Task[None] | None = None
         self._hurry = asyncio.Event()
@@ -95,7 +102,7 @@ class Outbox:
     def add(self, script: str, tag: str, *arguments: str) -> Entry:
         """Begin to write an entry. Those that are added within `gather_s` share one fsync."""
         entry = self._enter(time.time(), script, tag, arguments)
-        self._unwritten.append(entry.line())
+        self._unwritten.append(entry.record())
         entry.written = self._begin_writing()
         return entry
 
@@ -111,7 +118,7 @@ class Outbox:
             return  # sent twice at once, and acknowledged before
         entry.done_at = time.time()
         self._done[entry.number] = entry
-        self._unwritten.append(_acknowledgement(entry))
+        self._unwritten.append(entry.acknowledgement())
 
     def compact(self) -> None:
         """Drop what is acknowledged and kept long enough, note the acknowledgements, and write the file anew when it
@@ -159,10 +166,10 @@ class Outbox:
                 async with asyncio.timeout(self._gather_s):
                     await self._hurry.wait()
             self._hurry.clear()
-            lines, self._unwritten, self._written = self._unwritten, [], None
+            records, self._unwritten, self._written = self._unwritten, [], None
             self._appending = True
             try:
-                await asyncio.to_thread(self._append, "".join(lines))
+                await asyncio.to_thread(self._append, records)
             except (OSError, ValueError) as error:
                 # Sent all the same: only a crash in the next moments could lose it. A closed file is a ValueError.
                 log.error("the outbox %s cannot be written: %s", self._path, error)
@@ -171,16 +178,16 @@ class Outbox:
                 written.set_result(None)
         self._writing = None
 
-    def _append(self, text: str) -> None:
-        self._file.write(text)
+    def _append(self, records: Iterable[_Record]) -> None:
+        self._file.write(_lines(records))
         self._file.flush()
         self._sync(self._file.fileno())
 
     def _rewrite(self) -> None:
         """Replace the file by one with the entries that are left, in one step."""
         entries = [*self._done.values(), *self._waiting.values()]
-        noted = map(_acknowledgement, self._done.values())
-        file = self._new_file("".join((*(entry.line() for entry in entries), *noted)))
+        noted = (entry.acknowledgement() for entry in self._done.values())
+        file = self._new_file(_lines((*(entry.record() for entry in entries), *noted)))
         self._bytes_written_anew = os.fstat(file.fileno()).st_size
         self._file.close()
         self._file = file
@@ -224,11 +231,11 @@ class Outbox:
             log.error("a settle of request %s is too old to be sent: the books lack it", entry.arguments[1])
             return
         taken = self._enter(entry.written_at, entry.script, entry.tag, entry.arguments)
-        self._file.write(taken.line())
+        self._file.write(_lines([taken.record()]))
 
 
-def _acknowledgement(entry: Entry) -> str:
-    return json.dumps([entry.number]) + "\n"
+def _lines(records: Iterable[_Record]) -> str:
+    return "".join(json.dumps(record) + "\n" for record in records)
 
 
 def _open_locked(path: Path) -> TextIO:

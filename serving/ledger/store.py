@@ -13,9 +13,10 @@ import asyncio
 import logging
 import re
 from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Sequence
-from contextlib import aclosing, asynccontextmanager
+from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -234,13 +235,19 @@ class Store:
             if isinstance(answer, Refusal) and (unable := _UNABLE.search(str(answer))) and unable[1] in _FOR_ALL:
                 self._lose_all(str(answer))
 
+        patience = _Patience(self._timeout_s, partial(self._give_up, asyncio.current_task()))
         try:
-            async with _patience(self._timeout_s):
-                await self._link.exchange([call.command for call in calls], tell)
+            await self._link.exchange([call.command for call in calls], tell)
         except Exception as error:  # noqa: BLE001  # whatever it was, the callers wait
             self._lose_all(_told(error))
         finally:
+            patience.end()
             _lose(calls)
+
+    def _give_up(self, batch: asyncio.Task[None] | None) -> None:
+        self._lose_all("no answer in time")
+        if batch is not None:
+            batch.cancel()
 
     def _lose_all(self, why: str) -> None:
         """From now on calls fail at once, until the probe succeeds."""
@@ -277,26 +284,26 @@ def _away(kind: type[Overloaded] = Overloaded) -> Overloaded:
     return kind("The credit store does not answer. Try again in a moment.", retry_after_s=1)
 
 
-@asynccontextmanager
-async def _patience(seconds: float) -> AsyncIterator[None]:
-    """As `asyncio.timeout`, but of the time in which our own event loop stood still only a part counts: answers that
-    came meanwhile are read before anybody gives up."""
-    loop = asyncio.get_running_loop()
-    timer: asyncio.TimerHandle
-    async with asyncio.timeout(None) as limit:
+class _Patience:
+    """Calls `give_up` after so many seconds, unless it is ended before. Of the time in which our own event loop stood
+    still only a part counts: answers that came meanwhile are read before anybody gives up."""
 
-        def count(left: int) -> None:
-            nonlocal timer
-            if left:
-                timer = loop.call_later(seconds / _PARTS_OF_A_TIMEOUT, count, left - 1)
-            else:
-                limit.reschedule(loop.time())
+    def __init__(self, seconds: float, give_up: Callable[[], None]) -> None:
+        self._part_s = seconds / _PARTS_OF_A_TIMEOUT
+        self._left = _PARTS_OF_A_TIMEOUT
+        self._give_up = give_up
+        self._loop = asyncio.get_running_loop()
+        self._timer: asyncio.Handle = self._loop.call_later(self._part_s, self._count)
 
-        count(_PARTS_OF_A_TIMEOUT)
-        try:
-            yield
-        finally:
-            timer.cancel()
+    def end(self) -> None:
+        self._timer.cancel()
+
+    def _count(self) -> None:
+        self._left -= 1
+        if self._left:
+            self._timer = self._loop.call_later(self._part_s, self._count)
+        else:
+            self._timer = self._loop.call_soon(self._give_up)
 
 
 def _lose(calls: Iterable[_Call]) -> None:
