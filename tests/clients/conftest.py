@@ -14,7 +14,7 @@ import pytest
 
 from serving.settings import DEMO_MODEL_DIR
 from tests import tiny
-from tests.clients.page import CHATML, LLAMA3, SHIPPED, Page, Turn, visit
+from tests.clients.page import CHATML, LLAMA3, SHIPPED_CHATML, SHIPPED_LLAMA3, Page, Turn, visit
 from tests.clients.scripted_server import SCRIPTS
 from tests.clients.tavern import TYPES, VERSIONS, Tavern
 from tests.end_to_end.conftest import LLAMA3_DIR, MODEL, ServerProcess, ended, start, wait_ready
@@ -161,5 +161,5 @@ def page(
     pictures = Path(os.environ.get("SILLYTAVERN_PICTURES") or tmp_path_factory.mktemp("pictures")) / tavern.version
     pictures.mkdir(parents=True, exist_ok=True)
     turns = [Turn(server.url, CHATML), Turn(scripted.url, LLAMA3)]
-    shipped = [Turn(server.url, SHIPPED)] if tavern.version == "1.12" else []
-    return visit(tavern, [*shipped, *turns], pictures)
+    shipped = [Turn(server.url, SHIPPED_CHATML), Turn(scripted.url, SHIPPED_LLAMA3)]
+    return visit(tavern, [*shipped, *turns] if tavern.version == "1.12" else turns, pictures)

@@ -12,14 +12,19 @@ from tests.end_to_end.conftest import KEY
 HERE = Path(__file__).parent
 PRESETS = HERE.parents[1] / "deploy/sillytavern"
 CHATML, LLAMA3 = (str(PRESETS / f"{name}.json") for name in ("chatml-text", "llama3-writer"))
-SHIPPED = "DreamGen Role-Play V1 ChatML"
-"""What 1.12 ships for this server's template."""
+SHIPPED_CHATML, SHIPPED_LLAMA3 = "DreamGen Role-Play V1 ChatML", "DreamGen Role-Play V1 Llama3"
+"""What 1.12 ships for these templates."""
 
 VISIT_S = 300
 
 USER, CHARACTER = "Tom", "Mara"
 CARD = json.loads((HERE / "mara.json").read_text())["data"]
-SAID = ("Please do not send me home! I am so hungry.", "Thank you! Where are we?", "And where do we go?")
+SAID = (
+    "Please do not send me home! I am so hungry.",
+    "Thank you! Where are we?",
+    "And where do we go?",
+    "Then let us go there.",
+)
 
 
 @dataclass(frozen=True)

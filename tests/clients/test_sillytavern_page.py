@@ -10,14 +10,27 @@ from serving.core import Header, Message
 from serving.prompting.format import Format
 from serving.prompting.templates import Transcript
 from serving.settings import DEMO_MODEL_DIR
-from tests.clients.page import CARD, CHARACTER, CHATML, LLAMA3, PRESETS, SAID, SHIPPED, USER, Page
+from tests.clients.page import (
+    CARD,
+    CHARACTER,
+    CHATML,
+    LLAMA3,
+    PRESETS,
+    SAID,
+    SHIPPED_CHATML,
+    SHIPPED_LLAMA3,
+    USER,
+    Page,
+)
 from tests.clients.scripted_server import LINE
+from tests.clients.tavern import Tavern
 from tests.end_to_end.conftest import LLAMA3_DIR, MODEL, ServerProcess
 
 FORMATS = {
     CHATML: Format.load(DEMO_MODEL_DIR, "chatml-text"),
-    SHIPPED: Format.load(DEMO_MODEL_DIR, "chatml-text"),
+    SHIPPED_CHATML: Format.load(DEMO_MODEL_DIR, "chatml-text"),
     LLAMA3: Format.load(LLAMA3_DIR, "llama3-writer"),
+    SHIPPED_LLAMA3: Format.load(LLAMA3_DIR, "llama3-writer"),
 }
 OURS = pytest.mark.parametrize("preset", [CHATML, LLAMA3], ids=["ChatML+Text", "Llama 3 writer"])
 
@@ -53,12 +66,15 @@ def test_a_prompt_of_our_presets_is_the_chat_as_the_model_knows_it(page: Page, p
     assert prompt == FORMATS[preset].template.render_text(found.turns, Header("text", (CHARACTER,)))
 
 
-def test_a_prompt_of_the_presets_that_1_12_ships_is_understood(page: Page) -> None:
-    if SHIPPED in page.turns:
-        found = read(page.turns[SHIPPED].sent["prompt"], SHIPPED)
-        assert list(found.turns[-2:]) == chat(page, SHIPPED)
+def test_the_prompts_of_the_presets_that_1_12_ships_are_understood(page: Page, tavern: Tavern) -> None:
+    shipped = [preset for preset in page.turns if preset in (SHIPPED_CHATML, SHIPPED_LLAMA3)]
+    assert len(shipped) == (2 if tavern.version == "1.12" else 0)
+    for preset in shipped:
+        found = read(page.turns[preset].sent["prompt"], preset)
+        said = chat(page, preset)
+        assert list(found.turns[-len(said) :]) == said
         assert found.unfinished == text(CHARACTER, "")
-        assert page.turns[SHIPPED].answer
+        assert page.turns[preset].answer
 
 
 def read(prompt: str, preset: str) -> Transcript:
