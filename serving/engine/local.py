@@ -93,7 +93,7 @@ class LocalEngine(VllmProcess):
                 if request.distribution is None:
                     said = events(llm, request, vllm_id, lora, grammar)
                 else:
-                    said = distribution(llm, request, vllm_id, lora, self._host_chain)
+                    said = distribution(llm, request, vllm_id, lora, self._model, self._host_chain)
                 async with contextlib.aclosing(said) as told:
                     async for event in told:
                         yield event
@@ -113,5 +113,6 @@ class LocalEngine(VllmProcess):
     def _host_chain(self) -> Chain:
         """Blocks when it is called first: reads files."""
         if self._chain is None:
-            self._chain = Chain(load_vocabulary(self._llm.vllm_config))
+            config: Any = self._llm.vllm_config
+            self._chain = Chain(load_vocabulary(config), penalty_first=config.use_v2_model_runner)
         return self._chain

@@ -1,12 +1,12 @@
 """The whole chain of samplers on one row of logits, on the host and to be read: what a next token is drawn from.
 
-DRY and roles are their references; the rest is as vLLM does it, in its order. Left out is the repetition penalty, which
-needs the logits themselves, and here are log probabilities; presence and frequency count an output that is not there
-yet. It draws nothing, and knows no vLLM.
+DRY and roles are their references; the rest is as vLLM does it, in its order. Presence and frequency count an output
+that is not there yet. It draws nothing, and knows no vLLM.
 
-Source of the order and of the cuts: vLLM 0.32, v1/sample/sampler.py, v1/sample/ops/topk_topp_sampler.py.
+Source of the order and of the cuts: vLLM 0.32, v1/sample/sampler.py, v1/sample/ops, v1/worker/gpu/sample/sampler.py.
 """
 
+from collections.abc import Sequence
 from functools import cached_property
 
 import numpy as np
@@ -25,10 +25,11 @@ _LEAST_TEMPERATURE = 1e-2
 
 
 class Chain:
-    """The samplers of one model."""
+    """The samplers of one model. `penalty_first`: its engine penalizes repetition before our samplers, not after."""
 
-    def __init__(self, vocabulary: Vocabulary) -> None:
+    def __init__(self, vocabulary: Vocabulary, *, penalty_first: bool) -> None:
         self._vocabulary = vocabulary
+        self._penalty_first = penalty_first
 
     @property
     def size(self) -> int:
@@ -39,16 +40,21 @@ class Chain:
     def _classes(self) -> TokenClasses:
         return self._vocabulary.classes()
 
-    def apply(self, logprobs: Row, request: PreparedRequest) -> Row:
-        """The log probabilities `[size]` that the next token of `request` is drawn with."""
-        row = logprobs.copy()
+    def apply(self, logits: Row, request: PreparedRequest) -> Row:
+        """The log probabilities `[size]` that the next token of `request` is drawn with. Log probabilities are logits,
+        too, but for a repetition penalty: that needs those of the model."""
+        row = logits.copy()
         sampling = request.sampling
         for token, bias in sampling.logit_bias.items():
             row[token] += bias
         if sampling.min_tokens:
             row[list(request.stop_token_ids)] = -np.inf
+        if self._penalty_first:
+            penalize(row, request.token_ids, sampling.repetition_penalty)
         if request.rules is not None:
             row = self._ruled(row, request.token_ids, request.rules)
+        if not self._penalty_first:
+            penalize(row, request.token_ids, sampling.repetition_penalty)
         return drawn(row, sampling)
 
     def _ruled(self, row: Row, token_ids: tuple[int, ...], rules: LogitsRules) -> Row:
@@ -61,6 +67,12 @@ class Chain:
             told = constraint(token_ids, rules.roles, rules.markers, self._classes)
             row = np.array(constrain(row.tolist(), told))
         return row
+
+
+def penalize(row: Row, token_ids: Sequence[int], penalty: float) -> None:
+    """Change the logits of all tokens that are there, each once, in place."""
+    seen = np.unique(np.array(token_ids, int))
+    row[seen] = np.where(row[seen] > 0, row[seen] / penalty, row[seen] * penalty)
 
 
 def drawn(row: Row, sampling: Sampling) -> Row:

@@ -86,6 +86,7 @@ SAMPLERS: dict[str, tuple[PreparedRequest, int]] = {
         ask(rules=LogitsRules(MARKERS, roles=RoleRule(forbid_end=True)), sampling={"logit_bias": {EOS: 50.0}}),
         EOS,
     ),
+    "repetition": (ask(token_ids=(*PROMPT, 60), sampling={"repetition_penalty": 30.0, "logit_bias": {60: 12.0}}), 60),
     "header": (
         ask(
             token_ids=(*PROMPT, EOS, SPECIAL),
@@ -113,6 +114,37 @@ async def test_the_likeliest_is_what_the_engine_takes(local_engine: LocalEngine,
     loose = replace(asked, rules=None, stop_token_ids=(), sampling=Sampling(logit_bias=bias), distribution="sampled")
     before = probabilities(await best(local_engine, replace(loose, logprobs=VOCAB_SIZE)))
     assert abs(warm.get(changed, 0) - before[changed]) > 0.5
+
+
+@pytest.mark.parametrize("penalty", [0.5, 1.1, 3.0])
+@pytest.mark.parametrize("prompt", [PROMPT, tuple(range(100, 400))], ids=len)
+async def test_a_repetition_penalty_is_on_the_models_own_logits(
+    local_engine: LocalEngine,
+    model: Any,  # noqa: ANN401
+    prompt: tuple[int, ...],
+    penalty: float,
+) -> None:
+    """Not on log probabilities, which are all below 0."""
+    with torch.no_grad():
+        logits = model(torch.tensor([prompt])).logits[0, -1].double()
+    seen = torch.tensor(sorted(set(prompt)))
+    assert (logits[seen] > 0).any()
+    assert (logits[seen] < 0).any()
+    logits[seen] = torch.where(logits[seen] > 0, logits[seen] / penalty, logits[seen] * penalty)
+    right = logits.softmax(-1).tolist()
+    asked = ask(max_tokens=1, logprobs=VOCAB_SIZE, sampling={"repetition_penalty": penalty}, distribution="sampled")
+    told = probabilities(await best(local_engine, replace(asked, token_ids=prompt)))
+    assert sum(abs(told.get(token, 0) - right[token]) for token in range(VOCAB_SIZE)) < 0.03
+    await nothing_left(local_engine)
+
+
+async def test_a_repetition_penalty_needs_room_behind_the_prompt(local_engine: LocalEngine) -> None:
+    asked = ask(max_tokens=1, logprobs=1, sampling={"repetition_penalty": 1.1}, distribution="sampled")
+    full = (7,) * (local_engine.context_tokens - 1)
+    with pytest.raises(InvalidRequest) as refused:
+        await best(local_engine, replace(asked, token_ids=full))
+    assert refused.value.param == "repetition_penalty"
+    assert len(await best(local_engine, replace(asked, token_ids=full, sampling=Sampling()))) == 1
 
 
 async def test_tokens_that_cannot_be_drawn_are_not_told(local_engine: LocalEngine) -> None:

@@ -10,13 +10,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from transformers import AutoModelForCausalLM
 from vllm.sampling_params import SamplingParams
 
 from serving.core import Dry, LogitsRules, Markers, RoleRule
 from serving.sampling.arguments import to_extra_args
-from serving.sampling.base import V2_ADAPTER
+from serving.sampling.base import adapters
 from serving.sampling.dry.reference import penalties
 from serving.sampling.headers import Headers
+from serving.sampling.normalizer import digits
 from serving.sampling.vocabulary import Vocabulary
 
 MODEL = Path(__file__).parents[2] / "fixtures/llama3-tiny"
@@ -71,7 +74,7 @@ def llm() -> Any:  # noqa: ANN401
         max_model_len=256,
         max_num_seqs=8,
         max_num_batched_tokens=64,
-        logits_processors=[V2_ADAPTER],
+        logits_processors=adapters(use_v2=True),
         disable_log_stats=False,
     )
 
@@ -143,3 +146,31 @@ def repeated(ids: list[int], begin: int, dry: Dry) -> list[int]:
 def preemptions(llm: Any) -> float:  # noqa: ANN401
     counts = (metric.value for metric in llm.get_metrics() if metric.name == "vllm:num_preemptions")
     return float(sum(counts))
+
+
+def test_normalizers_are_told_in_the_digits_that_are_drawn(llm: Any) -> None:  # noqa: ANN401
+    """Among requests that draw words; the longest prompt is read in several parts."""
+    model = AutoModelForCausalLM.from_pretrained(MODEL, dtype=torch.float32).eval()
+    size = model.config.vocab_size
+    prompts = [[BOS, *range(200, 200 + length)] for length in (1, 30, 150)]
+    asked = SamplingParams(
+        temperature=0.0, max_tokens=digits.places(size)[0], ignore_eos=True, extra_args={digits.KEY: True}
+    )
+    words = SamplingParams(temperature=0.0, max_tokens=6, ignore_eos=True)
+    both = [(prompt, params) for prompt in prompts for params in (asked, words)]
+    outputs = llm.generate(
+        [{"prompt_token_ids": prompt} for prompt, _ in both], [one for _, one in both], use_tqdm=False
+    )
+    for (prompt, params), output in zip(both, outputs, strict=True):
+        drawn = list(output.outputs[0].token_ids)
+        with torch.no_grad():
+            if params is asked:
+                wanted = float(model(torch.tensor([prompt])).logits[0, -1].logsumexp(-1))
+                assert digits.read(drawn, size) == pytest.approx(wanted, abs=1e-3)
+            else:
+                assert (
+                    drawn
+                    == model.generate(torch.tensor([prompt]), max_new_tokens=6, min_new_tokens=6, do_sample=False)[
+                        0, len(prompt) :
+                    ].tolist()
+                )

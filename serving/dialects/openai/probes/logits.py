@@ -37,13 +37,10 @@ def logits_to_core(request: wire.LogitsRequest, context: Context) -> GenerationR
 
 
 def ignored(request: wire.LogitsRequest) -> Sequence[str]:
-    """Samplers that do not take part. The engine tells log probabilities, and a repetition penalty needs logits."""
+    """Samplers that do not take part."""
     if not request.use_samplers:
         return ()
-    names = [*unused_of(request)]
-    if request.repetition_penalty not in (None, 1):
-        names.append("repetition_penalty")
-    return [*names, *(name for name in ("response_format", "grammar_string") if getattr(request, name))]
+    return [*unused_of(request), *(name for name in ("response_format", "grammar_string") if getattr(request, name))]
 
 
 @dataclass
