@@ -5,7 +5,9 @@
 All in one run on one redis-server with `appendfsync always`. `redis-benchmark` sends the arguments that the ledger
 sends, a random number in the place of the request's; so for settles, holds of all these numbers are made first. A
 trivial script gets the same arguments and returns one of them; one that also writes it shows what the disk costs, and
-so does a `--folder` in memory. The server's processor time of each call is told, too: what else runs changes it little.
+so does a `--folder` in memory. Bare scripts run the commands of hold and of settle on records of the same size and
+decide nothing: no script that keeps these records is faster. The server's processor time of each call is told, too:
+what else runs changes it little.
 
     scripts   hold and settle: a second's calls beside the trivial script's                       at least 0.6
     client    the app's: the same scripts from as many tasks as redis-benchmark has connections   at least 0.5
@@ -62,6 +64,29 @@ TRIVIAL = {
     "trivial": "return ARGV[4]",
     "trivial with a write": "redis.call('SET', KEYS[1] .. ':trivial', ARGV[4]) return ARGV[4]",
 }
+BARE = {
+    "hold": """
+        local slot, name = string.sub(KEYS[1], 1, -4) .. 'bare:', ARGV[2] .. ':' .. ARGV[4]
+        local hold, account, key = slot .. 'hold:' .. name, slot .. 'account:' .. ARGV[2], slot .. 'key:' .. ARGV[3]
+        redis.call('TIME')
+        redis.call('MGET', hold, account, key)
+        redis.call('MSET', hold, '{hold}', account, '{account}', key, '{key}')
+        redis.call('ZADD', KEYS[1] .. ':bare', 1, name)
+        return {{'ok', 1, 2, 3, 4, 5, 6}}
+    """,
+    "settle": """
+        local slot, name = string.sub(KEYS[1], 1, -4) .. 'bare:', ARGV[2] .. ':' .. ARGV[3]
+        local hold, account, key = slot .. 'hold:' .. name, slot .. 'account:' .. ARGV[2], slot .. 'key:' .. ARGV[8]
+        redis.call('TIME')
+        redis.call('MGET', hold, account, key)
+        redis.call('XADD', slot .. 'postings:' .. ARGV[2], '*', 'p', '{posting}')
+        redis.call('ZREM', KEYS[1] .. ':bare', name)
+        redis.call('MSET', account, '{account}', key, '{key}')
+        redis.call('SET', hold, '{hold}', 'EX', '86400')
+        return {{'ok', 1, 2, 3, 4}}
+    """,
+}
+"""The commands of the scripts in `serving/ledger/lua`, their records to be filled in."""
 
 
 class Overheard(Store):
@@ -110,6 +135,17 @@ class Stage:
             return tuple(each.replace(request_id, PREFIX + RANDOM) for each in self.store.heard[script])
 
         return {script: template(script) for script in ("hold", "settle")}
+
+    async def bare(self, sent: dict[str, Arguments]) -> dict[str, str]:
+        """The scripts of `BARE`, with records as long as those of the one request that was made."""
+        tag = sent["hold"][0].removesuffix("due")
+        account, key = CALLER.account, CALLER.key_id
+        ((_, (_, posting)),) = await self.store.command("XREVRANGE", f"{tag}postings:{account}", "+", "-", "COUNT", 1)
+        records = {"posting": posting}
+        for name, at in (("account", account), ("key", key), ("hold", f"{account}:{PREFIX}{'0' * DIGITS}")):
+            records[name] = "x" * int(await self.store.command("STRLEN", f"{tag}{name}:{at}"))
+        records["posting"] = "x" * len(posting)
+        return {name: text.format(**records) for name, text in BARE.items()}
 
     async def benchmark(
         self, text: str, arguments: Arguments, count: int, at_once: int, numbers: int
@@ -193,6 +229,8 @@ async def measure_rates(stage: Stage, count: int, at_once: int) -> dict[str, flo
 
     for name, text in TRIVIAL.items():
         await benchmark(name, text, sent["hold"])
+    for name, text in (await stage.bare(sent)).items():
+        await benchmark(f"{name}, bare", text, sent[name])
     await benchmark("hold", scripts["hold"].text, sent["hold"])
     told["share of holds that held"] = await stage.open_holds(sent) / count
     told["whole ledger"] = await stage.whole(count, at_once)
@@ -251,12 +289,15 @@ def awake() -> Iterator[None]:
             spinner.wait()
 
 
-def measure_disk(folder: Path, times: int = 300) -> dict[str, float]:
-    """Milliseconds in which a little data gets onto the disk: a hold waits for that once, a settle twice."""
+def measure_disk(folder: Path, per_s: float, seconds: float) -> dict[str, float]:
+    """Milliseconds in which a little data gets onto the disk when it comes as often as holds and settles: each of them
+    waits for that once. One behind the other it would be told as a third, since a disk that idles wakes up late."""
+    dice = random.Random(0)
     waits_ms = []
     with (folder / "disk").open("ab", buffering=0) as file:
-        for _ in range(times):
-            file.write(b"x" * 300)
+        for _ in range(round(2 * per_s * seconds)):
+            time.sleep(dice.expovariate(2 * per_s))
+            file.write(b"x" * 600)
             began = time.perf_counter()
             os.fdatasync(file.fileno())
             waits_ms.append((time.perf_counter() - began) * 1000)
@@ -275,6 +316,10 @@ def ratios(told: dict[str, float]) -> dict[str, float]:
         "settle / trivial": told["settle"] / told["trivial"],
         "hold / trivial with a write": told["hold"] / told["trivial with a write"],
         "settle / trivial with a write": told["settle"] / told["trivial with a write"],
+        "hold / hold, bare": told["hold"] / told["hold, bare"],
+        "settle / settle, bare": told["settle"] / told["settle, bare"],
+        "hold, bare / trivial": told["hold, bare"] / told["trivial"],
+        "settle, bare / trivial": told["settle, bare"] / told["trivial"],
         "hold / trivial, by processor time": told["us of trivial"] / told["us of hold"],
         "settle / trivial, by processor time": told["us of trivial"] / told["us of settle"],
         "client's hold / hold": told["hold by the client"] / told["hold"],
@@ -311,7 +356,11 @@ async def run(options: argparse.Namespace, folder: Path) -> dict[str, dict[str, 
     finally:
         redis.kill()
     rates = {"a second": medians(rounds), "ratios": medians([ratios(one) for one in rounds])}
-    return rates | {"latency": latency, "latency, cores awake": latency_awake, "disk": measure_disk(folder)}
+    return rates | {
+        "latency": latency,
+        "latency, cores awake": latency_awake,
+        "disk": measure_disk(folder, options.per_s, options.seconds / 3),
+    }
 
 
 def medians(rounds: Sequence[dict[str, float]]) -> dict[str, float]:
