@@ -53,6 +53,8 @@ class Price:
 
     def at(self, percent: int) -> "Price":
         """These prices, each at so many percent, rounded up."""
+        if percent == 100:
+            return self
         per_1k = (self.input_per_1k, self.cached_per_1k, self.output_per_1k)
         return Price(*(-(-price * percent // 100) for price in per_1k))
 

@@ -7,7 +7,7 @@ an answer is a str, an int, None, or a list of these.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeAlias
 from urllib.parse import SplitResult, parse_qsl, urlencode, urlsplit
@@ -21,14 +21,27 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import ResponseError
 
-Command: TypeAlias = tuple[str | bytes, ...]
-"""A name, which is a str, and its arguments."""
 Tell: TypeAlias = Callable[[int, Any], None]
 """Told the position of a command in its batch, and its answer: data or a Refusal."""
+Ended: TypeAlias = Callable[[Exception | None], None]
+"""Told that a batch has ended, and what went wrong if something did."""
 Meet: TypeAlias = Callable[[set[str]], None]
 """Told which servers connections were made to, as `_lives` names them."""
 
 _LOOSER = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """A name and its arguments, and what is sent for them."""
+
+    words: tuple[str | int, ...]
+    packed: bytes
+
+    @classmethod
+    def of(cls, *words: str | int) -> "Command":
+        """Raises UnicodeError."""
+        return cls(words, hiredis.pack_command(words))  # type: ignore[arg-type]  # its stub is wrong
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,12 +65,21 @@ class Subscription(Protocol):
     async def aclose(self) -> None: ...
 
 
-class Link(Protocol):
-    """Where commands go. Every method raises whatever redis-py and asyncio do when a server is away. A connection that
-    failed, or whose use was cancelled, is closed."""
+class Exchange(Protocol):
+    """A batch on its way."""
 
-    async def exchange(self, commands: Sequence[Command], tell: Tell) -> None:
-        """Send a batch. Answers are told as they come: when this raises, those not told were lost."""
+    def cancel(self) -> object:
+        """Nothing of it is told any more."""
+        ...
+
+
+class Link(Protocol):
+    """Where commands go. Every method raises, and `ended` is told, whatever redis-py and asyncio raise when a server is
+    away. A connection that failed, or whose use was cancelled, is closed."""
+
+    def exchange(self, commands: Sequence[Command], tell: Tell, ended: Ended) -> Exchange:
+        """Send a batch. Answers are told as they come, and once, not before this returns, that it has ended: those not
+        told then were lost."""
         ...
 
     async def probe(self) -> None:
@@ -139,47 +161,68 @@ class _Line(asyncio.Protocol):
         self._streams = writer.transport.get_protocol()
         writer.transport.set_protocol(self)
         self._answers = hiredis.Reader(encoding="utf-8", errors="replace")
-        self._tell: Callable[[Any], None] | None = None
-        self._ended: asyncio.Future[None] | None = None
+        self._tell: Tell = _tell_nobody
+        self._ended: Ended | None = None
+        self._count = self._told = 0
 
     @property
     def is_open(self) -> bool:
         return not self._writer.is_closing()
 
-    def close(self) -> None:
-        self._writer.transport.abort()
-
-    async def exchange(self, commands: Sequence[Command], tell: Tell) -> None:
+    def begin(self, commands: Sequence[Command], tell: Tell, ended: Ended) -> None:
         """As `Link.exchange`."""
-        ended = self._ended = asyncio.get_running_loop().create_future()
-        told = 0
+        self._tell, self._ended, self._count, self._told = tell, ended, len(commands), 0
+        self._writer.write(b"".join([command.packed for command in commands]))
 
-        def tell_next(answer: Any) -> None:  # noqa: ANN401  # of as many kinds as commands
-            nonlocal told
-            tell(told, _refusal(answer) if isinstance(answer, hiredis.ReplyError) else answer)
-            told += 1
-            if told == len(commands) and not ended.done():
-                ended.set_result(None)
-
-        self._tell = tell_next
-        packed = [hiredis.pack_command(command) for command in commands]  # type: ignore[arg-type]  # its stub is wrong
-        self._writer.write(b"".join(packed))
-        try:
-            await ended
-        except BaseException:
-            self.close()
-            raise
+    def cancel(self) -> None:
+        """Also of a line that is not used any more: it is closed."""
+        self._tell, self._ended = _tell_nobody, None
+        self._writer.transport.abort()
 
     def data_received(self, data: bytes) -> None:
         self._answers.feed(data)
         while (answer := self._answers.gets()) is not False:
-            if self._tell is not None:
-                self._tell(answer)
+            self._told += 1
+            self._tell(self._told - 1, _refusal(answer) if isinstance(answer, hiredis.ReplyError) else answer)
+        if self._told == self._count:
+            self._end(None)
 
     def connection_lost(self, error: Exception | None) -> None:
         self._streams.connection_lost(error)
-        if self._ended is not None and not self._ended.done():
-            self._ended.set_exception(error or ConnectionError("the connection was lost"))
+        self._end(error or ConnectionError("the connection was lost"))
+
+    def _end(self, error: Exception | None) -> None:
+        ended, self._tell, self._ended = self._ended, _tell_nobody, None
+        if ended is not None:
+            ended(error)
+
+
+def _tell_nobody(position: int, answer: Any) -> None:  # noqa: ANN401  # of as many kinds as commands
+    raise ConnectionError("the server answered what nobody had asked")
+
+
+class _Tasks:
+    """Batches that need a task."""
+
+    def __init__(self) -> None:
+        self._running: set[asyncio.Task[None]] = set()
+
+    def begin(self, work: Coroutine[Any, Any, None], ended: Ended) -> Exchange:
+        def done(task: asyncio.Task[None]) -> None:
+            self._running.discard(task)
+            if not task.cancelled():
+                error = task.exception()
+                ended(error if isinstance(error, Exception) else None)
+
+        task = asyncio.create_task(work)
+        self._running.add(task)
+        task.add_done_callback(done)
+        return task
+
+    async def aclose(self) -> None:
+        for task in self._running:
+            task.cancel()
+        await asyncio.gather(*self._running, return_exceptions=True)
 
 
 class _Server:
@@ -190,6 +233,7 @@ class _Server:
         self._meet = meet
         self._sentinel = sentinel
         self._idle: list[_Line] = []
+        self._tasks = _Tasks()
         pool.update_connection_kwargs(redis_connect_func=self._greet)
         # It says now what is wrong with the settings.
         pool.make_connection()  # type: ignore[no-untyped-call]
@@ -202,27 +246,48 @@ class _Server:
         except ResponseError:
             return  # forbidden to our user: restarts go unnoticed, and `problems` says so
 
-    async def exchange(self, commands: Sequence[Command], tell: Tell) -> None:
-        idle = self._idle
-        line = await self._line()
-        await line.exchange(commands, tell)
-        if idle is self._idle:
-            idle.append(line)
-        else:
-            line.close()  # `probe` was here meanwhile
-
-    async def _line(self) -> _Line:
+    def exchange(self, commands: Sequence[Command], tell: Tell, ended: Ended) -> Exchange:
         while self._idle:
             line = self._idle.pop()
             if line.is_open:
+                self._begin(line, commands, tell, ended)
                 return line
+        return self._tasks.begin(self._exchange_anew(commands, tell), ended)
+
+    def _begin(self, line: _Line, commands: Sequence[Command], tell: Tell, ended: Ended) -> None:
+        idle = self._idle
+
+        def free(error: Exception | None) -> None:
+            if error is not None or idle is not self._idle:
+                line.cancel()  # it failed, or `probe` was here meanwhile
+            else:
+                idle.append(line)
+            ended(error)
+
+        line.begin(commands, tell, free)
+
+    async def _exchange_anew(self, commands: Sequence[Command], tell: Tell) -> None:
         connection: AbstractConnection = self._pool.make_connection()  # type: ignore[no-untyped-call]
         try:
             await connection.connect()  # type: ignore[no-untyped-call]
         except BaseException:
             await connection.disconnect(nowait=True)
             raise
-        return _Line(connection)
+        line = _Line(connection)
+        answered = asyncio.get_running_loop().create_future()
+
+        def ended(error: Exception | None) -> None:
+            if not answered.done():
+                answered.set_result(error)
+
+        self._begin(line, commands, tell, ended)
+        try:
+            error = await answered
+        except asyncio.CancelledError:
+            line.cancel()
+            raise
+        if error is not None:
+            raise error
 
     async def probe(self) -> None:
         self._close_idle()
@@ -233,7 +298,7 @@ class _Server:
 
     async def ask_all(self, *command: str) -> dict[str, Any]:
         answers: dict[str, Any] = {}
-        await self.exchange([command], lambda _, answer: answers.setdefault("", answer))
+        await self._exchange_anew([Command.of(*command)], lambda _, answer: answers.setdefault("", answer))
         return answers
 
     async def subscribed(self, channel: str) -> Subscription:
@@ -242,6 +307,7 @@ class _Server:
         return pubsub
 
     async def aclose(self) -> None:
+        await self._tasks.aclose()
         self._close_idle()
         await self._pool.aclose()
         for client in self._sentinel.sentinels if self._sentinel else ():
@@ -250,7 +316,7 @@ class _Server:
     def _close_idle(self) -> None:
         former, self._idle = self._idle, []
         for line in former:
-            line.close()
+            line.cancel()
 
 
 class _Cluster:
@@ -262,6 +328,7 @@ class _Cluster:
         self._meet = meet
         self._met = False
         self._first = asyncio.Lock()
+        self._tasks = _Tasks()
         self._client = self._make()
 
     def _make(self) -> RedisCluster:
@@ -270,12 +337,15 @@ class _Cluster:
             del client.response_callbacks[name]  # answers as they came, but for what redis-py asks for itself
         return client
 
-    async def exchange(self, commands: Sequence[Command], tell: Tell) -> None:
+    def exchange(self, commands: Sequence[Command], tell: Tell, ended: Ended) -> Exchange:
+        return self._tasks.begin(self._exchange(commands, tell), ended)
+
+    async def _exchange(self, commands: Sequence[Command], tell: Tell) -> None:
         await self._meet_first()
         pipeline = self._client.pipeline()
         for command in commands:
-            where = {"target_nodes": self._client.get_random_primary_node()} if command[0] == "PUBLISH" else {}
-            pipeline.execute_command(*command, **where)
+            where = {"target_nodes": self._client.get_random_primary_node()} if command.words[0] == "PUBLISH" else {}
+            pipeline.execute_command(*command.words, **where)
         lost: Exception | None = None
         for position, answer in enumerate(await pipeline.execute(raise_on_error=False)):
             if isinstance(answer, ResponseError):
@@ -325,6 +395,7 @@ class _Cluster:
         return pubsub
 
     async def aclose(self) -> None:
+        await self._tasks.aclose()
         await self._client.aclose()
 
 

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from serving.errors import Overloaded
-from serving.ledger.links import Command, Refusal, open_link
+from serving.ledger.links import Command, Exchange, Refusal, open_link
 from serving.ledger.scripts import SCRIPTS, read_scripts
 
 log = logging.getLogger(__name__)
@@ -65,6 +65,15 @@ class _Call:
     answer: asyncio.Future[Any]
 
 
+@dataclass(slots=True, eq=False)
+class _Batch:
+    """Calls that travel together: what carries them, and for how many more ticks they are waited for."""
+
+    calls: Sequence[_Call]
+    exchange: Exchange | None = None
+    patience: int = _PARTS_OF_A_TIMEOUT + 1
+
+
 class Store:
     """See the module. Made by `open`; for any number of tasks of one event loop."""
 
@@ -72,7 +81,8 @@ class Store:
         self._scripts = read_scripts(scripts)
         self._timeout_s = timeout_s
         self._waiting: deque[_Call] = deque()
-        self._batches: set[asyncio.Task[None]] = set()
+        self._batches: set[_Batch] = set()
+        self._ticking: asyncio.TimerHandle | None = None
         self._gathering = False
         self._probing: asyncio.Task[None] | None = None
         self._closed = False
@@ -194,11 +204,15 @@ class Store:
     async def aclose(self) -> None:
         """Close all connections; calls that wait get Overloaded."""
         self._closed = True
-        tasks = [*self._batches, *([self._probing] if self._probing else [])]
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        if self._probing is not None:
+            self._probing.cancel()
+            await asyncio.gather(self._probing, return_exceptions=True)
         _lose(self._waiting)
+        self._waiting.clear()
+        for batch in [*self._batches]:
+            self._end(batch, ConnectionError("closed"))
+        if self._ticking is not None:
+            self._ticking.cancel()
         await self._link.aclose()
 
     # ---- batches, and what happens when one fails --------------------------------------------------------------------
@@ -207,47 +221,61 @@ class Store:
         """The answer, maybe a Refusal."""
         if self._probing is not None or self._closed:
             raise _away(NeverSent)
-        # Encoded here, so that what cannot be encoded fails for its caller alone.
-        call = _Call((name, *(str(each).encode() for each in arguments)), asyncio.get_running_loop().create_future())
+        loop = asyncio.get_running_loop()
+        # Made here, so that what cannot be encoded fails for its caller alone.
+        call = _Call(Command.of(name, *arguments), loop.create_future())
         self._waiting.append(call)
         if not self._gathering and len(self._batches) < BATCHES_AT_ONCE:
             self._gathering = True
-            batch = asyncio.create_task(self._send_waiting())
-            self._batches.add(batch)
-            batch.add_done_callback(self._batches.discard)
+            loop.call_soon(self._send_waiting)  # after all tasks that are ready have called
         answer = await call.answer
         if isinstance(answer, _Lost):
             raise _away()
         return answer
 
-    async def _send_waiting(self) -> None:
-        """Send what waits, batch by batch, until nothing does. It begins after all tasks that are ready have called."""
+    def _send_waiting(self) -> None:
         self._gathering = False
-        while self._waiting:
+        while self._waiting and len(self._batches) < BATCHES_AT_ONCE:
             calls = [self._waiting.popleft() for _ in range(min(len(self._waiting), COMMANDS_AT_ONCE))]
             if calls := [call for call in calls if not call.answer.cancelled()]:
-                await self._send(calls)
+                self._send(calls)
 
-    async def _send(self, calls: Sequence[_Call]) -> None:
-        def tell(position: int, answer: Any) -> None:  # noqa: ANN401  # of as many kinds as commands
-            if not calls[position].answer.done():
-                calls[position].answer.set_result(answer)
-            if isinstance(answer, Refusal) and (unable := _UNABLE.search(str(answer))) and unable[1] in _FOR_ALL:
-                self._lose_all(str(answer))
+    def _send(self, calls: Sequence[_Call]) -> None:
+        batch = _Batch(calls)
+        self._batches.add(batch)
+        end = partial(self._end, batch)
+        batch.exchange = self._link.exchange([call.command for call in calls], partial(self._tell, calls), end)
+        self._tick_later()
 
-        patience = _Patience(self._timeout_s, partial(self._give_up, asyncio.current_task()))
-        try:
-            await self._link.exchange([call.command for call in calls], tell)
-        except Exception as error:  # noqa: BLE001  # whatever it was, the callers wait
+    def _tell(self, calls: Sequence[_Call], position: int, answer: Any) -> None:  # noqa: ANN401  # of as many kinds as commands
+        if not calls[position].answer.done():
+            calls[position].answer.set_result(answer)
+        if isinstance(answer, Refusal) and (unable := _UNABLE.search(str(answer))) and unable[1] in _FOR_ALL:
+            self._lose_all(str(answer))
+
+    def _end(self, batch: _Batch, error: Exception | None) -> None:
+        """No more of its answers come; others may go."""
+        self._batches.discard(batch)
+        if error is not None:
+            if batch.exchange is not None:
+                batch.exchange.cancel()
             self._lose_all(_told(error))
-        finally:
-            patience.end()
-            _lose(calls)
+        _lose(batch.calls)
+        self._send_waiting()
 
-    def _give_up(self, batch: asyncio.Task[None] | None) -> None:
-        self._lose_all("no answer in time")
-        if batch is not None:
-            batch.cancel()
+    def _tick_later(self) -> None:
+        if self._batches and self._ticking is None:
+            self._ticking = asyncio.get_running_loop().call_later(self._timeout_s / _PARTS_OF_A_TIMEOUT, self._tick)
+
+    def _tick(self) -> None:
+        """Have an end with batches that take too long. Of the time in which our own event loop stood still only a part
+        counts: answers that came meanwhile are read before anybody gives up."""
+        self._ticking = None
+        for batch in [*self._batches]:
+            batch.patience -= 1
+            if not batch.patience:
+                self._end(batch, TimeoutError())
+        self._tick_later()
 
     def _lose_all(self, why: str) -> None:
         """From now on calls fail at once, until the probe succeeds."""
@@ -282,28 +310,6 @@ def _checked(answer: Any) -> Any:  # noqa: ANN401  # of as many kinds as command
 
 def _away(kind: type[Overloaded] = Overloaded) -> Overloaded:
     return kind("The credit store does not answer. Try again in a moment.", retry_after_s=1)
-
-
-class _Patience:
-    """Calls `give_up` after so many seconds, unless it is ended before. Of the time in which our own event loop stood
-    still only a part counts: answers that came meanwhile are read before anybody gives up."""
-
-    def __init__(self, seconds: float, give_up: Callable[[], None]) -> None:
-        self._part_s = seconds / _PARTS_OF_A_TIMEOUT
-        self._left = _PARTS_OF_A_TIMEOUT
-        self._give_up = give_up
-        self._loop = asyncio.get_running_loop()
-        self._timer: asyncio.Handle = self._loop.call_later(self._part_s, self._count)
-
-    def end(self) -> None:
-        self._timer.cancel()
-
-    def _count(self) -> None:
-        self._left -= 1
-        if self._left:
-            self._timer = self._loop.call_later(self._part_s, self._count)
-        else:
-            self._timer = self._loop.call_soon(self._give_up)
 
 
 def _lose(calls: Iterable[_Call]) -> None:
