@@ -11,7 +11,8 @@ from msgspec import Meta
 
 from serving.errors import InvalidRequest
 
-Temperature = Annotated[float, Meta(ge=0, le=2, description="0 takes the likeliest token.")]
+# As far as SillyTavern's slider reaches.
+Temperature = Annotated[float, Meta(ge=0, le=5, description="0 takes the likeliest token.")]
 TopP = Annotated[float, Meta(gt=0, le=1, description="1 is off.")]
 TopK = Annotated[int, Meta(ge=-1, le=1_000_000, description="0 and -1 are off.")]
 MinP = Annotated[float, Meta(ge=0, le=1, description="0 is off.")]

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from serving.core import Grammar, PreparedRequest, Sampling
 from serving.errors import InvalidRequest, PromptTooLong
+from serving.sampling.heat import params as heat
 
 INT64_MIN, INT64_MAX = -(2**63), 2**63 - 1
 MAX_STOP_STRINGS = 256
@@ -63,9 +64,8 @@ def _ids(param: str, ids: Collection[int], vocab_size: int) -> None:
 
 
 def _check_sampling(sampling: Sampling, vocab_size: int) -> None:
-    # vLLM's bound, which cannot be got round: its engine core checks it again when it decodes a request (msgspec calls
-    # __post_init__), in the thread that would end.
-    _real("temperature", sampling.temperature, 0.0, 2.0)
+    # More than vLLM takes: what is over its bound is done by `sampling.heat`.
+    _real("temperature", sampling.temperature, 0.0, heat.MOST)
     _real("top_p", sampling.top_p, 0.0, 1.0)
     if sampling.top_p == 0:
         raise _refuse("top_p", "must be over 0 and up to 1")

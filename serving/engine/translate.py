@@ -21,6 +21,7 @@ from serving.core import Delta, Event, Finished, FinishReason, PreparedRequest, 
 from serving.engine.structure import named, refusal
 from serving.errors import EngineFailed, InvalidRequest
 from serving.sampling.arguments import to_extra_args
+from serving.sampling.heat import params as heat
 
 logger = logging.getLogger(__name__)
 
@@ -47,7 +48,9 @@ async def events(
             yield Started(index, usage.prompt_tokens, usage.cached_tokens, prompt_logprobs)
             yield Finished(index, "length", usage)
             return
-    said = outputs(llm, _prompt(request), _sampling_params(request, grammar), vllm_id, lora)
+    config: Any = llm.vllm_config
+    params = sampling_params(request, grammar, penalties_last=not config.use_v2_model_runner)
+    said = outputs(llm, _prompt(request), params, vllm_id, lora)
     async with contextlib.aclosing(said):
         async for output in said:
             part = output.outputs[0]
@@ -171,18 +174,24 @@ def _prompt(request: PreparedRequest) -> Any:  # noqa: ANN401
     return tokens_input(list(request.token_ids))
 
 
-def _sampling_params(request: PreparedRequest, grammar: str | None) -> SamplingParams:
-    """vLLM's parameters. Raises InvalidRequest where vLLM refuses."""
+def sampling_params(request: PreparedRequest, grammar: str | None, *, penalties_last: bool) -> SamplingParams:
+    """vLLM's parameters. `penalties_last`: its runner takes penalties off behind our processors. Raises InvalidRequest
+    where vLLM refuses."""
     sampling = request.sampling
+    temperature, factor = heat.split(sampling.temperature)
+    told = {} if request.rules is None else to_extra_args(request.rules)
+    if factor != 1:
+        told[heat.KEY] = factor
+    penalized = factor if penalties_last else 1.0
     try:
         return SamplingParams(
-            temperature=sampling.temperature,
+            temperature=temperature,
             top_p=sampling.top_p,
             # Beyond int32 the worker's array overflows; 0 is the whole vocabulary.
             top_k=sampling.top_k if sampling.top_k < 2**31 else 0,
             min_p=sampling.min_p,
-            presence_penalty=sampling.presence_penalty,
-            frequency_penalty=sampling.frequency_penalty,
+            presence_penalty=sampling.presence_penalty * penalized,
+            frequency_penalty=sampling.frequency_penalty * penalized,
             repetition_penalty=sampling.repetition_penalty,
             seed=sampling.seed,
             logit_bias=dict(sampling.logit_bias) or None,
@@ -193,7 +202,7 @@ def _sampling_params(request: PreparedRequest, grammar: str | None) -> SamplingP
             ignore_eos=bool(request.ignore_eos),
             logprobs=request.logprobs,
             structured_outputs=_structure(request, grammar),
-            extra_args=None if request.rules is None else to_extra_args(request.rules),
+            extra_args=told or None,
             skip_special_tokens=False,
             spaces_between_special_tokens=False,
             output_kind=RequestOutputKind.DELTA,

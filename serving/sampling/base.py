@@ -1,8 +1,9 @@
 """What a sampler is, and which there are: one row in `SAMPLERS` for each, in the order in which they are applied.
 
 A sampler is a custom rule on logits: a folder with its parameters, a readable reference, a host version for vLLM's
-Model Runner V1 and a device version for V2. `v1.py` and `v2.py` adapt all of them to vLLM at once; `normalizer`, which
-is no sampler, stands beside them. Imports neither vLLM nor torch; what is named, vLLM loads in its own processes.
+Model Runner V1 and a device version for V2. `v1.py` and `v2.py` adapt all of them to vLLM at once; `heat` and
+`normalizer` are no such rules, and stand beside them. Imports neither vLLM nor torch; what is named, vLLM loads in its
+own processes.
 """
 
 import importlib
@@ -18,8 +19,16 @@ from serving.core import LogitsRules
 if TYPE_CHECKING:
     import torch
 
-V1_ADAPTERS: Final = ("serving.sampling.v1:StoryRules", "serving.sampling.normalizer.v1:TellNormalizer")
-V2_ADAPTERS: Final = ("serving.sampling.v2:StoryRules", "serving.sampling.normalizer.v2:TellNormalizer")
+V1_ADAPTERS: Final = (
+    "serving.sampling.v1:StoryRules",
+    "serving.sampling.heat.v1:Heat",
+    "serving.sampling.normalizer.v1:TellNormalizer",
+)
+V2_ADAPTERS: Final = (
+    "serving.sampling.v2:StoryRules",
+    "serving.sampling.heat.v2:Heat",
+    "serving.sampling.normalizer.v2:TellNormalizer",
+)
 
 
 def adapters(*, use_v2: bool) -> list[str]:

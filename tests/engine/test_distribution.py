@@ -1,5 +1,6 @@
 """The distribution of a next token: the model's own by transformers' reckoning, and what the samplers leave of it."""
 
+import asyncio
 import math
 from dataclasses import replace
 from typing import Any
@@ -145,6 +146,19 @@ async def test_a_repetition_penalty_needs_room_behind_the_prompt(local_engine: L
         await best(local_engine, replace(asked, token_ids=full))
     assert refused.value.param == "repetition_penalty"
     assert len(await best(local_engine, replace(asked, token_ids=full, sampling=Sampling()))) == 1
+
+
+async def test_what_is_drawn_at_a_temperature_over_2(local_engine: LocalEngine) -> None:
+    """As often as it is said to be: of two tokens, 400 times."""
+    asked = ask(max_tokens=1, sampling={"temperature": 4.0, "logit_bias": {99: 100.0, 98: 94.0}})
+    said = probabilities(await best(local_engine, replace(asked, distribution="sampled", logprobs=2)))
+    assert sum(said.values()) == pytest.approx(1, abs=1e-6)
+    assert 0.6 < said[99] < 0.9
+    seeded = (replace(asked, index=seed, sampling=replace(asked.sampling, seed=seed)) for seed in range(400))
+    drawn = await asyncio.gather(*(answer(local_engine, each) for each in seeded))
+    often = sum(told.token_ids == (99,) for told in drawn) / 400
+    assert often == pytest.approx(said[99], abs=4 * math.sqrt(said[99] * said[98] / 400))
+    await nothing_left(local_engine)
 
 
 async def test_tokens_that_cannot_be_drawn_are_not_told(local_engine: LocalEngine) -> None:

@@ -91,7 +91,7 @@ texts = st.one_of(
 samplings = st.fixed_dictionaries(
     {},
     optional={
-        "temperature": st.one_of(st.sampled_from([0, 0.0, TINY, 1e-5, 0.01, 2.0]), st.floats(0.0, 2.0)),
+        "temperature": st.one_of(st.sampled_from([0, 0.0, TINY, 1e-5, 0.01, 2.0, 5.0]), st.floats(0.0, 5.0)),
         "top_p": st.sampled_from([TINY, 1e-9, 0.5, 1.0]),
         "top_k": st.sampled_from([0, 1, 5, VOCAB_SIZE - 1, VOCAB_SIZE, VOCAB_SIZE + 1, 2**31 - 1, 2**31, INT64_MAX]),
         "min_p": st.sampled_from([0.0, TINY, 0.5, 1.0]),

@@ -20,6 +20,8 @@ from serving.core import Dry, LogitsRules, RoleRule
 from serving.sampling.arguments import to_extra_args
 from serving.sampling.dry.reference import penalties
 from serving.sampling.headers import Headers
+from serving.sampling.heat.params import KEY
+from serving.sampling.heat.v2 import Heat
 from serving.sampling.roles.reference import constrain, constraint
 from serving.sampling.v2 import StoryRules
 from serving.settings import DEMO_MODEL_DIR
@@ -174,3 +176,18 @@ def test_more_sets_of_breakers_than_slots_are_seen_in_time() -> None:
         batch.add(number % SLOTS, text(rng), LogitsRules(MARKERS, Dry(allowed_length=1, sequence_breakers=(string,))))
         batch.write()
         batch.step(rng)
+
+
+def test_only_the_rows_of_hot_requests_are_multiplied() -> None:
+    batch = Batch(speculative=True)
+    heat = Heat(None, batch.states)
+    rows = [0, 0, 2, 1]
+    for factors in ((0.5, 1.0, 0.4), (1.0, 0.75, 0.4), (1.0, 1.0, 1.0)):
+        for slot, factor in enumerate(factors):
+            assert heat.add_request(slot, SamplingParams(extra_args={KEY: factor})) == (factor != 1)
+        heat.apply_staged_writes()
+        before = torch.from_numpy(logits(len(rows), 3)).to(DEVICE)
+        context: Any = SimpleNamespace(idx_mapping_np=np.array([0, 2, 1]), expanded_idx_mapping=ints(rows))
+        after = heat.apply(before.clone(), context)
+        wanted = before * torch.tensor([factors[slot] for slot in rows], device=DEVICE)[:, None]
+        torch.testing.assert_close(after, wanted, rtol=0, atol=0)
