@@ -40,6 +40,7 @@ from uuid import uuid4
 
 import uvloop
 
+from loadtests.ledger_scripts import BARE, TRIVIAL
 from loadtests.ledger_world import Redis, eventually, find_redis_server
 from serving.core import Caller, Plan, Price, Usage
 from serving.ledger.base import Grant, Key
@@ -60,33 +61,6 @@ PREFIX = uuid4().hex[:-DIGITS]
 SCRIPT_TARGET, CLIENT_TARGET, P50_MS, P99_MS = 0.6, 0.5, 1.0, 5.0
 
 Arguments = tuple[str, ...]
-TRIVIAL = {
-    "trivial": "return ARGV[4]",
-    "trivial with a write": "redis.call('SET', KEYS[1] .. ':trivial', ARGV[4]) return ARGV[4]",
-}
-BARE = {
-    "hold": """
-        local slot, name = string.sub(KEYS[1], 1, -4) .. 'bare:', ARGV[2] .. ':' .. ARGV[4]
-        local hold, account, key = slot .. 'hold:' .. name, slot .. 'account:' .. ARGV[2], slot .. 'key:' .. ARGV[3]
-        redis.call('TIME')
-        redis.call('MGET', hold, account, key)
-        redis.call('MSET', hold, '{hold}', account, '{account}', key, '{key}')
-        redis.call('ZADD', KEYS[1] .. ':bare', 1, name)
-        return {{'ok', 1, 2, 3, 4, 5, 6}}
-    """,
-    "settle": """
-        local slot, name = string.sub(KEYS[1], 1, -4) .. 'bare:', ARGV[2] .. ':' .. ARGV[3]
-        local hold, account, key = slot .. 'hold:' .. name, slot .. 'account:' .. ARGV[2], slot .. 'key:' .. ARGV[8]
-        redis.call('TIME')
-        redis.call('MGET', hold, account, key)
-        redis.call('XADD', slot .. 'postings:' .. ARGV[2], '*', 'p', '{posting}')
-        redis.call('ZREM', KEYS[1] .. ':bare', name)
-        redis.call('MSET', account, '{account}', key, '{key}')
-        redis.call('SET', hold, '{hold}', 'EX', '86400')
-        return {{'ok', 1, 2, 3, 4}}
-    """,
-}
-"""The commands of the scripts in `serving/ledger/lua`, their records to be filled in."""
 
 
 class Overheard(Store):

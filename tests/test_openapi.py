@@ -81,7 +81,7 @@ def test_every_bound_is_told(document: dict[str, Any]) -> None:
             declared = {field.path[0] for field in fields(endpoint.wire)}
             assert declared == set(schema["properties"])
     sampling = document["components"]["schemas"]["SamplingParams"]["properties"]["temperature"]["anyOf"]
-    assert {"type": "number", "minimum": 0, "maximum": 2} in [
+    assert {"type": "number", "minimum": 0, "maximum": 5} in [
         {key: value for key, value in option.items() if key != "description"} for option in sampling
     ]
 

@@ -2,8 +2,8 @@
 
 vLLM tells the model's own log probabilities, whatever the samplers do, so these are applied here: by their references,
 in a thread. The token that vLLM draws meanwhile is nobody's; for a repetition penalty, which asks for the logits
-themselves, it draws those that tell by how much they differ (`sampling.normalizer`). What is asked for and told is as
-in `translate`.
+themselves, it draws those that tell by how much they differ (`sampling.normalizer`); for each of these vLLM makes the
+distribution once more, and it is dropped. What is asked for and told is as in `translate`.
 """
 
 import asyncio
@@ -37,7 +37,7 @@ async def distribution(
     """The events of a request for a distribution. `chain` blocks. Raises InvalidRequest, Overloaded, EngineFailed,
     vLLM's errors."""
     needs_logits = request.distribution == "sampled" and request.sampling.repetition_penalty != 1
-    tokens = places(model.vocab_size)[0] if needs_logits else 1
+    tokens = _places(model) if needs_logits else 1
     if len(request.token_ids) + tokens > model.context_tokens:
         message = (
             f"`repetition_penalty` needs room for {tokens} tokens behind the prompt here. Shorten it, or leave it out."
@@ -98,8 +98,16 @@ def _normalizer(token_ids: Sequence[int], vocab_size: int) -> float:
     try:
         return read(token_ids, vocab_size)
     except ValueError:
-        # vLLM has taken the request out of the batch between two of its tokens, for want of memory.
+        # vLLM has taken the request out of its batch between two of these tokens, and forgot about it there.
         raise Overloaded("The engine had no room for this request. Try again in a moment.", retry_after_s=1) from None
+
+
+def _places(model: Model) -> int:
+    try:
+        return places(model.vocab_size)[0]
+    except ValueError:
+        message = "`repetition_penalty` takes no part here, as the vocabulary of the model is too small. Leave it out."
+        raise InvalidRequest(message, param="repetition_penalty") from None
 
 
 def _spelled(tokenizer: Any, ids: list[int]) -> Iterable[str]:  # noqa: ANN401

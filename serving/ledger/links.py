@@ -1,5 +1,5 @@
-"""Connections to Redis: to one server, to the one that Sentinels name, or to a cluster. The only importer of redis-py,
-which finds servers, connects and logs in, and of its parser hiredis, which reads and writes what is sent then.
+"""Ways to Redis: to one server, to the one that Sentinels name, or to a cluster. With `line` the only importer of
+redis-py, which finds servers, connects and logs in.
 
 It sends what it is given, once: redis-py's own retries are off, since a command whose answer was lost may have been
 carried out. It keeps no order between batches and decides nothing about a store that is away. It speaks RESP2, in which
@@ -7,12 +7,10 @@ an answer is a str, an int, None, or a list of these.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Protocol, TypeAlias
 from urllib.parse import SplitResult, parse_qsl, urlencode, urlsplit
 
-import hiredis
 from redis.asyncio import ConnectionPool, RedisCluster, Sentinel
 from redis.asyncio.client import PubSub
 from redis.asyncio.cluster import ClusterNode
@@ -21,38 +19,12 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import ResponseError
 
-Tell: TypeAlias = Callable[[int, Any], None]
-"""Told the position of a command in its batch, and its answer: data or a Refusal."""
-Ended: TypeAlias = Callable[[Exception | None], None]
-"""Told that a batch has ended, and what went wrong if something did."""
+from serving.ledger.line import Command, Ended, Exchange, Line, NewLine, Refusal, Tell, refusal_of
+
 Meet: TypeAlias = Callable[[set[str]], None]
 """Told which servers connections were made to, as `_lives` names them."""
 
 _LOOSER = 4
-
-
-@dataclass(frozen=True, slots=True)
-class Command:
-    """A name and its arguments, and what is sent for them."""
-
-    words: tuple[str | int, ...]
-    packed: bytes
-
-    @classmethod
-    def of(cls, *words: str | int) -> "Command":
-        """Raises UnicodeError."""
-        return cls(words, hiredis.pack_command(words))  # type: ignore[arg-type]  # its stub is wrong
-
-
-@dataclass(frozen=True, slots=True)
-class Refusal:
-    """The error that a server answered to one command."""
-
-    code: str
-    text: str
-
-    def __str__(self) -> str:
-        return f"{self.code} {self.text}".strip()
 
 
 class Subscription(Protocol):
@@ -63,14 +35,6 @@ class Subscription(Protocol):
     def ping(self) -> Awaitable[bool]: ...
 
     async def aclose(self) -> None: ...
-
-
-class Exchange(Protocol):
-    """A batch on its way."""
-
-    def cancel(self) -> object:
-        """Nothing of it is told any more."""
-        ...
 
 
 class Link(Protocol):
@@ -147,84 +111,6 @@ def _sentinel_of(parts: SplitResult, scheme: str, timeout_s: float) -> tuple[Sen
     return Sentinel(hosts, sentinel_kwargs=sentinel_settings), service, settings  # type: ignore[no-untyped-call]
 
 
-class _Line(asyncio.Protocol):
-    """A connection for one batch at a time. redis-py has made it and no longer stands between, where it took a third
-    of a call's time: answers are told in the turn in which they are read, and a server that hangs up is known at once.
-    """
-
-    def __init__(self, connection: AbstractConnection) -> None:
-        # redis-py has no other way to hand over what it has connected. It must not close it any more.
-        writer, connection._writer, connection._reader = connection._writer, None, None
-        if writer is None:
-            raise ConnectionError("the connection was lost at once")
-        self._writer = writer
-        self._streams = writer.transport.get_protocol()
-        writer.transport.set_protocol(self)
-        self._answers = hiredis.Reader(encoding="utf-8", errors="replace")
-        self._tell: Tell = _tell_nobody
-        self._ended: Ended | None = None
-        self._count = self._told = 0
-
-    @property
-    def is_open(self) -> bool:
-        return not self._writer.is_closing()
-
-    def begin(self, commands: Sequence[Command], tell: Tell, ended: Ended) -> None:
-        """As `Link.exchange`."""
-        self._tell, self._ended, self._count, self._told = tell, ended, len(commands), 0
-        self._writer.write(b"".join([command.packed for command in commands]))
-
-    def cancel(self) -> None:
-        """Also of a line that is not used any more: it is closed."""
-        self._tell, self._ended = _tell_nobody, None
-        self._writer.transport.abort()
-
-    def data_received(self, data: bytes) -> None:
-        self._answers.feed(data)
-        while (answer := self._answers.gets()) is not False:
-            self._told += 1
-            self._tell(self._told - 1, _refusal(answer) if isinstance(answer, hiredis.ReplyError) else answer)
-        if self._told == self._count:
-            self._end(None)
-
-    def connection_lost(self, error: Exception | None) -> None:
-        self._streams.connection_lost(error)
-        self._end(error or ConnectionError("the connection was lost"))
-
-    def _end(self, error: Exception | None) -> None:
-        ended, self._tell, self._ended = self._ended, _tell_nobody, None
-        if ended is not None:
-            ended(error)
-
-
-def _tell_nobody(position: int, answer: Any) -> None:  # noqa: ANN401  # of as many kinds as commands
-    raise ConnectionError("the server answered what nobody had asked")
-
-
-class _Tasks:
-    """Batches that need a task."""
-
-    def __init__(self) -> None:
-        self._running: set[asyncio.Task[None]] = set()
-
-    def begin(self, work: Coroutine[Any, Any, None], ended: Ended) -> Exchange:
-        def done(task: asyncio.Task[None]) -> None:
-            self._running.discard(task)
-            if not task.cancelled():
-                error = task.exception()
-                ended(error if isinstance(error, Exception) else None)
-
-        task = asyncio.create_task(work)
-        self._running.add(task)
-        task.add_done_callback(done)
-        return task
-
-    async def aclose(self) -> None:
-        for task in self._running:
-            task.cancel()
-        await asyncio.gather(*self._running, return_exceptions=True)
-
-
 class _Server:
     """One server, or the one that Sentinels name: lines to it, each of which learns which server it met."""
 
@@ -232,8 +118,8 @@ class _Server:
         self._pool = pool
         self._meet = meet
         self._sentinel = sentinel
-        self._idle: list[_Line] = []
-        self._tasks = _Tasks()
+        self._idle: list[Line] = []
+        self._making: set[asyncio.Task[Line]] = set()
         pool.update_connection_kwargs(redis_connect_func=self._greet)
         # It says now what is wrong with the settings.
         pool.make_connection()  # type: ignore[no-untyped-call]
@@ -247,47 +133,36 @@ class _Server:
             return  # forbidden to our user: restarts go unnoticed, and `problems` says so
 
     def exchange(self, commands: Sequence[Command], tell: Tell, ended: Ended) -> Exchange:
-        while self._idle:
-            line = self._idle.pop()
-            if line.is_open:
-                self._begin(line, commands, tell, ended)
-                return line
-        return self._tasks.begin(self._exchange_anew(commands, tell), ended)
-
-    def _begin(self, line: _Line, commands: Sequence[Command], tell: Tell, ended: Ended) -> None:
         idle = self._idle
 
-        def free(error: Exception | None) -> None:
-            if error is not None or idle is not self._idle:
-                line.cancel()  # it failed, or `probe` was here meanwhile
-            else:
-                idle.append(line)
-            ended(error)
+        def begin(line: Line) -> None:
+            def free(error: Exception | None) -> None:
+                if error is not None or idle is not self._idle:
+                    line.cancel()  # it failed, or `probe` was here meanwhile
+                else:
+                    idle.append(line)
+                ended(error)
 
-        line.begin(commands, tell, free)
+            line.begin(commands, tell, free)
 
-    async def _exchange_anew(self, commands: Sequence[Command], tell: Tell) -> None:
+        while idle:
+            line = idle.pop()
+            if line.is_open:
+                begin(line)
+                return line
+        new = NewLine(self._connect(), begin, ended)
+        self._making.add(new.making)
+        new.making.add_done_callback(self._making.discard)
+        return new
+
+    async def _connect(self) -> Line:
         connection: AbstractConnection = self._pool.make_connection()  # type: ignore[no-untyped-call]
         try:
             await connection.connect()  # type: ignore[no-untyped-call]
         except BaseException:
             await connection.disconnect(nowait=True)
             raise
-        line = _Line(connection)
-        answered = asyncio.get_running_loop().create_future()
-
-        def ended(error: Exception | None) -> None:
-            if not answered.done():
-                answered.set_result(error)
-
-        self._begin(line, commands, tell, ended)
-        try:
-            error = await answered
-        except asyncio.CancelledError:
-            line.cancel()
-            raise
-        if error is not None:
-            raise error
+        return Line(connection)
 
     async def probe(self) -> None:
         self._close_idle()
@@ -298,7 +173,17 @@ class _Server:
 
     async def ask_all(self, *command: str) -> dict[str, Any]:
         answers: dict[str, Any] = {}
-        await self._exchange_anew([Command.of(*command)], lambda _, answer: answers.setdefault("", answer))
+        ended = asyncio.get_running_loop().create_future()
+        exchange = self.exchange(
+            [Command.of(*command)], lambda _, answer: answers.setdefault("", answer), ended.set_result
+        )
+        try:
+            error = await ended
+        except asyncio.CancelledError:
+            exchange.cancel()
+            raise
+        if error is not None:
+            raise error
         return answers
 
     async def subscribed(self, channel: str) -> Subscription:
@@ -307,7 +192,9 @@ class _Server:
         return pubsub
 
     async def aclose(self) -> None:
-        await self._tasks.aclose()
+        for making in [*self._making]:
+            making.cancel()
+        await asyncio.gather(*self._making, return_exceptions=True)
         self._close_idle()
         await self._pool.aclose()
         for client in self._sentinel.sentinels if self._sentinel else ():
@@ -328,7 +215,7 @@ class _Cluster:
         self._meet = meet
         self._met = False
         self._first = asyncio.Lock()
-        self._tasks = _Tasks()
+        self._running: set[asyncio.Task[None]] = set()
         self._client = self._make()
 
     def _make(self) -> RedisCluster:
@@ -338,7 +225,16 @@ class _Cluster:
         return client
 
     def exchange(self, commands: Sequence[Command], tell: Tell, ended: Ended) -> Exchange:
-        return self._tasks.begin(self._exchange(commands, tell), ended)
+        def done(task: asyncio.Task[None]) -> None:
+            self._running.discard(task)
+            if not task.cancelled():
+                error = task.exception()
+                ended(error if isinstance(error, Exception) else None)
+
+        task = asyncio.create_task(self._exchange(commands, tell))
+        self._running.add(task)
+        task.add_done_callback(done)
+        return task
 
     async def _exchange(self, commands: Sequence[Command], tell: Tell) -> None:
         await self._meet_first()
@@ -349,7 +245,7 @@ class _Cluster:
         lost: Exception | None = None
         for position, answer in enumerate(await pipeline.execute(raise_on_error=False)):
             if isinstance(answer, ResponseError):
-                tell(position, _refusal(answer))
+                tell(position, refusal_of(answer))
             elif isinstance(answer, Exception):
                 lost = answer
             else:
@@ -385,7 +281,7 @@ class _Cluster:
             try:
                 answers[node.name] = await node.execute_command(*command)
             except ResponseError as error:
-                answers[node.name] = _refusal(error)
+                answers[node.name] = refusal_of(error)
         return answers
 
     async def subscribed(self, channel: str) -> Subscription:
@@ -395,7 +291,9 @@ class _Cluster:
         return pubsub
 
     async def aclose(self) -> None:
-        await self._tasks.aclose()
+        for task in [*self._running]:
+            task.cancel()
+        await asyncio.gather(*self._running, return_exceptions=True)
         await self._client.aclose()
 
 
@@ -405,10 +303,3 @@ def _lives(info: object) -> set[str]:
     its successor never heard, and was promoted again is so known for another one."""
     told = dict(line.split(":", 1) for line in str(info).splitlines() if ":" in line)
     return {f"{told['run_id']} {told.get('master_replid', '')}"} if "run_id" in told else set()
-
-
-def _refusal(error: Exception) -> Refusal:
-    # redis-py takes the code off the errors it knows, and leaves it in the others.
-    text = str(error)
-    code = getattr(error, "status_code", None) or text.partition(" ")[0]
-    return Refusal(code, text.removeprefix(code).strip())

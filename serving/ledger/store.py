@@ -21,7 +21,8 @@ from pathlib import Path
 from typing import Any
 
 from serving.errors import Overloaded
-from serving.ledger.links import Command, Exchange, Refusal, open_link
+from serving.ledger.line import Command, Exchange, Refusal
+from serving.ledger.links import open_link
 from serving.ledger.scripts import SCRIPTS, read_scripts
 
 log = logging.getLogger(__name__)
@@ -30,6 +31,7 @@ COMMANDS_AT_ONCE = 64
 BATCHES_AT_ONCE = 4
 _FIRST_WAIT_S, _LONGEST_WAIT_S = 0.05, 1.0
 _PARTS_OF_A_TIMEOUT = 4
+_LAST_LOOK_S = 0.001
 
 _OLDEST_VERSION = (6, 2)
 _WANTED = {
@@ -67,11 +69,13 @@ class _Call:
 
 @dataclass(slots=True, eq=False)
 class _Batch:
-    """Calls that travel together: what carries them, and for how many more ticks they are waited for."""
+    """Calls that travel together: what carries them, how many of them have no answer yet, and for how many more ticks
+    that is waited for."""
 
     calls: Sequence[_Call]
-    exchange: Exchange | None = None
+    left: int
     patience: int = _PARTS_OF_A_TIMEOUT + 1
+    exchange: Exchange | None = None
 
 
 class Store:
@@ -97,7 +101,8 @@ class Store:
         URLs: `redis://[USER:PASSWORD@]HOST[:PORT][/DB]`, `unix://PATH`, `redis+cluster://[...@]HOST[:PORT],...`,
         `redis+sentinel://[...@]HOST[:PORT],.../SERVICE[/DB]`; connections are TLS with `rediss` for `redis`. After `?`
         stand redis-py's settings of a connection, such as `ssl_ca_certs=FILE`, and `sentinel_username` and
-        `sentinel_password`. `timeout_s` is what a batch of commands may take, so a call returns within twice as long.
+        `sentinel_password`. `timeout_s` is what a batch of commands may take, and a quarter more at most; a call may
+        have to wait for one before its own, and for more of them when hundreds are waiting.
         Raises ValueError when the URL cannot be used; its text repeats no secret.
         """
         return cls(url, timeout_s, scripts)
@@ -241,15 +246,17 @@ class Store:
                 self._send(calls)
 
     def _send(self, calls: Sequence[_Call]) -> None:
-        batch = _Batch(calls)
+        batch = _Batch(calls, len(calls))
         self._batches.add(batch)
-        end = partial(self._end, batch)
-        batch.exchange = self._link.exchange([call.command for call in calls], partial(self._tell, calls), end)
         self._tick_later()
+        commands = [call.command for call in calls]
+        batch.exchange = self._link.exchange(commands, partial(self._tell, batch), partial(self._end, batch))
 
-    def _tell(self, calls: Sequence[_Call], position: int, answer: Any) -> None:  # noqa: ANN401  # of as many kinds as commands
-        if not calls[position].answer.done():
-            calls[position].answer.set_result(answer)
+    def _tell(self, batch: _Batch, position: int, answer: Any) -> None:  # noqa: ANN401  # of as many kinds as commands
+        batch.left -= 1
+        call = batch.calls[position]
+        if not call.answer.done():
+            call.answer.set_result(answer)
         if isinstance(answer, Refusal) and (unable := _UNABLE.search(str(answer))) and unable[1] in _FOR_ALL:
             self._lose_all(str(answer))
 
@@ -271,11 +278,16 @@ class Store:
         """Have an end with batches that take too long. Of the time in which our own event loop stood still only a part
         counts: answers that came meanwhile are read before anybody gives up."""
         self._ticking = None
-        for batch in [*self._batches]:
+        for batch in self._batches:
             batch.patience -= 1
             if not batch.patience:
-                self._end(batch, TimeoutError())
+                # Not at once: what has come is read before.
+                asyncio.get_running_loop().call_later(_LAST_LOOK_S, self._give_up, batch)
         self._tick_later()
+
+    def _give_up(self, batch: _Batch) -> None:
+        if batch in self._batches and batch.left:
+            self._end(batch, TimeoutError())
 
     def _lose_all(self, why: str) -> None:
         """From now on calls fail at once, until the probe succeeds."""

@@ -4,24 +4,33 @@ It knows neither torch nor vLLM.
 """
 
 import struct
-from collections.abc import Sequence
-from typing import Final
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
 
 KEY: Final = "tell_normalizer"
-"""In vLLM's `extra_args`, of a request that draws the digits."""
+"""In vLLM's `extra_args`: true for a request that draws the digits."""
 
 LOST: Final = 0
-"""Drawn behind the first place when the number is not known any more: a digit of no place but the first."""
+"""Drawn behind the first place when the number is not known any more, and behind the last: a digit of the first."""
 
 _NUMBERS: Final = 2**32
 
 
 def places(vocab_size: int) -> tuple[int, int]:
-    """How many tokens tell a number, and how many values each of them may have. Of 64 tokens or more."""
-    count = 1
-    while (vocab_size // count) ** count < _NUMBERS:
-        count += 1
-    return count, vocab_size // count
+    """How many tokens tell a number, and how many values each of them may have. Raises ValueError for a vocabulary that
+    is too small, of fewer than 63 tokens."""
+    for count in range(1, vocab_size):
+        if (vocab_size // count) ** count >= _NUMBERS:
+            return count, vocab_size // count
+    raise ValueError(f"{vocab_size} tokens are too few to tell a number with")
+
+
+def asked(extra_args: Mapping[str, Any] | None) -> bool:
+    """Whether a request draws digits. Raises ValueError when it is impossible."""
+    told = (extra_args or {}).get(KEY, False)
+    if type(told) is not bool:
+        raise ValueError(f"{KEY} must be true or false")
+    return told
 
 
 def bits_of(number: float) -> int:

@@ -24,15 +24,20 @@ class TellNormalizer(LogitsProcessor):  # type: ignore[misc]
         import torch
         from vllm.v1.worker.gpu.buffer_utils import StagedWriteTensor
 
-        self._places, self._base = digits.places(vllm_config.model_config.get_vocab_size())
+        self._vocab_size = vllm_config.model_config.get_vocab_size()
         self._states = req_states
         self._asked = np.zeros(req_states.max_num_reqs, bool)
         # The last one is for rows of drafts, which have nothing to keep.
         self._kept = StagedWriteTensor(req_states.max_num_reqs + 1, torch.int64, req_states.device)
 
+    @classmethod
+    def validate_params(cls, sampling_params: SamplingParams) -> None:
+        """Raises ValueError for what is impossible."""
+        digits.asked(sampling_params.extra_args)
+
     def add_request(self, req_idx: int, sampling_params: SamplingParams) -> bool:
         """A new request in a slot, whatever was there before. Whether it draws digits."""
-        asks = bool((sampling_params.extra_args or {}).get(digits.KEY))
+        asks = digits.asked(sampling_params.extra_args)
         if asks or self._asked[req_idx]:
             self._kept.stage_write_elem(req_idx, _UNKNOWN if asks else _SILENT)
         self._asked[req_idx] = asks
@@ -48,6 +53,7 @@ class TellNormalizer(LogitsProcessor):  # type: ignore[misc]
 
         if not self._asked[ctx.idx_mapping_np].any():
             return logits
+        places, base = digits.places(self._vocab_size)
         kept, slots = self._kept.gpu, ctx.expanded_idx_mapping.long()
         place = (self._states.total_len.gpu - self._states.prompt_len.gpu)[slots].long() + ctx.expanded_local_pos
         # Of its first token, of whose prompt a part may be read at a time.
@@ -55,9 +61,10 @@ class TellNormalizer(LogitsProcessor):  # type: ignore[misc]
         told = torch.where((kept[slots] != _SILENT) & (place <= 0), own, kept[slots])
         kept[torch.where(ctx.expanded_local_pos == 0, slots, len(kept) - 1)] = told
         known = kept[slots]
-        asks, place = known != _SILENT, place.clamp(0, self._places - 1)
-        digit = (known - _KNOWN) // torch.pow(self._base, place) % self._base
-        token_ids = torch.where(known >= _KNOWN, place * self._base + digit, digits.LOST)
+        asks, told = known != _SILENT, (known >= _KNOWN) & (place < places)
+        place = place.clamp(0, places - 1)
+        digit = (known - _KNOWN) // torch.pow(base, place) % base
+        token_ids = torch.where(told, place * base + digit, digits.LOST)
         rows = torch.arange(len(slots), device=logits.device)
         logits.masked_fill_(asks[:, None], -torch.inf)
         logits[rows, token_ids] = torch.where(asks, 0.0, logits[rows, token_ids])

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from serving.sampling.normalizer.digits import LOST, bits_of, places, read, token
 
-SIZES = st.sampled_from([64, 257, 2048, 4096, 32_000, 65_536, 128_256, 2**32])
+SIZES = st.sampled_from([63, 257, 2048, 4096, 32_000, 65_536, 128_256, 2**32])
 
 
 def spelled(number: float, size: int) -> list[int]:
@@ -37,6 +37,12 @@ def test_a_number_that_was_lost_is_noticed(number: float, size: int, data: st.Da
     for told in (tokens[:kept], [*tokens[:kept], *[LOST] * (len(tokens) - kept)], [*tokens[kept:], *tokens[:kept]]):
         with pytest.raises(ValueError, match="lost"):
             read(told, size)
+
+
+@pytest.mark.parametrize("size", [0, 1, 2, 60, 62])
+def test_a_vocabulary_may_be_too_small(size: int) -> None:
+    with pytest.raises(ValueError, match="too few"):
+        places(size)
 
 
 def test_what_is_more_than_32_bits_is_no_number() -> None:
