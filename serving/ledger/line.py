@@ -123,16 +123,16 @@ class NewLine:
             self._line.cancel()
 
     def _made(self, making: asyncio.Task[Line]) -> None:
-        if making.cancelled():
-            return
-        error = making.exception()
-        if isinstance(error, Exception):
-            self._ended(error)
-        elif self._cancelled:
-            making.result().cancel()
+        error = None if making.cancelled() else making.exception()
+        line = making.result() if not making.cancelled() and error is None else None
+        if self._cancelled:
+            if line is not None:
+                line.cancel()
+        elif line is not None:
+            self._line = line
+            self._begin(line)
         else:
-            self._line = making.result()
-            self._begin(self._line)
+            self._ended(error if isinstance(error, Exception) else ConnectionError("the connection was given up"))
 
 
 def refusal_of(error: Exception) -> Refusal:

@@ -7,6 +7,7 @@ from typing import Any
 import hiredis
 
 from serving.errors import Overloaded
+from serving.ledger.line import Line, NewLine
 from tests.ledger.servers import RedisServer, opened, recovered
 
 
@@ -35,6 +36,24 @@ async def test_answers_that_nobody_asked_for_are_nobodys(tmp_path: Path, scripts
             assert all(answer == str(number) or lost[number] for number, answer in enumerate(answers))
             assert not all(lost)
             await recovered(store)
+
+
+async def test_a_batch_that_was_cancelled_is_told_nothing() -> None:
+    """Nor when its connection fails, or is there, just then."""
+    told: list[object] = []
+
+    async def failing() -> Line:
+        try:
+            await asyncio.get_running_loop().create_future()
+        finally:
+            raise ConnectionError("refused")
+
+    new = NewLine(failing(), told.append, told.append)
+    await asyncio.sleep(0)
+    new.cancel()
+    await asyncio.wait([new.making])
+    await asyncio.sleep(0)
+    assert told == []
 
 
 async def test_connections_are_used_again(redis_server: RedisServer, scripts: Path) -> None:
