@@ -11,7 +11,7 @@ BARE = {
         redis.call('TIME')
         redis.call('MGET', hold, account, key)
         redis.call('MSET', hold, '{hold}', account, '{account}', key, '{key}')
-        redis.call('ZADD', KEYS[1], 1, name)
+        redis.call('ZADD', KEYS[1], '1700000000000000', name)
         return {{'ok', 1, 2, 3, 4, 5, 6}}
     """,
     "settle": """

@@ -9,7 +9,6 @@ prices, never contents.
 """
 
 import asyncio
-import contextlib
 import fcntl
 import json
 import logging
@@ -74,10 +73,10 @@ class Outbox:
         self._done: dict[int, Entry] = {}
         self._next = 0
         self._unwritten: list[_Record] = []
+        # What is told when the next records, and those that are being written, are on the disk.
         self._written: asyncio.Future[None] | None = None
-        self._writing: asyncio.Task[None] | None = None
-        self._hurry = asyncio.Event()
-        self._appending = False
+        self._writing: asyncio.Future[None] | None = None
+        self._due: asyncio.TimerHandle | None = None
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._path = folder / f"{uuid4().hex}.jsonl"
         self._file = self._new_file()
@@ -109,7 +108,7 @@ class Outbox:
     async def on_disk(self, entry: Entry) -> None:
         """Have an entry that was added here written now, and wait until it is on the disk."""
         if entry.written is not None and not entry.written.done():
-            self._hurry.set()
+            self._hurry()
             await asyncio.shield(entry.written)
 
     def acknowledge(self, entry: Entry) -> None:
@@ -129,7 +128,7 @@ class Outbox:
                 break  # they are in the order of their acknowledgement
             del self._done[number]
         most = max(self._compact_bytes, 2 * self._bytes_written_anew)
-        if not self._appending and os.fstat(self._file.fileno()).st_size > most:
+        if self._writing is None and os.fstat(self._file.fileno()).st_size > most:
             self._rewrite()
         if self._unwritten:
             self._begin_writing()
@@ -139,9 +138,9 @@ class Outbox:
         if self._file.closed:
             return
         self.compact()
-        if self._writing is not None:
-            self._hurry.set()
-            await self._writing
+        if (last := self._written or self._writing) is not None:
+            self._hurry()
+            await asyncio.shield(last)
         if not self._waiting and not self._done:
             self._path.unlink(missing_ok=True)
         self._file.close()
@@ -155,28 +154,34 @@ class Outbox:
     def _begin_writing(self) -> asyncio.Future[None]:
         """Done when all that is unwritten now is on the disk."""
         if self._written is None:
-            self._written = asyncio.get_running_loop().create_future()
-        if self._writing is None:
-            self._writing = asyncio.create_task(self._write())
+            loop = asyncio.get_running_loop()
+            self._written = loop.create_future()
+            self._due = loop.call_later(self._gather_s, self._write)
         return self._written
 
-    async def _write(self) -> None:
-        while (written := self._written) is not None:
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(self._gather_s):
-                    await self._hurry.wait()
-            self._hurry.clear()
-            records, self._unwritten, self._written = self._unwritten, [], None
-            self._appending = True
-            try:
-                await asyncio.to_thread(self._append, records)
-            except (OSError, ValueError) as error:
-                # Sent all the same: only a crash in the next moments could lose it. A closed file is a ValueError.
-                log.error("the outbox %s cannot be written: %s", self._path, error)
-            finally:
-                self._appending = False
-                written.set_result(None)
-        self._writing = None
+    def _hurry(self) -> None:
+        """Write what waits for others, as soon as what is being written is on the disk."""
+        if self._due is not None:
+            self._due.cancel()
+            self._write()
+
+    def _write(self) -> None:
+        self._due = None
+        if self._writing is not None:
+            return  # what waits follows at once
+        records, self._unwritten = self._unwritten, []
+        self._writing, self._written = self._written, None
+        asyncio.get_running_loop().run_in_executor(None, self._append, records).add_done_callback(self._has_written)
+
+    def _has_written(self, appending: asyncio.Future[None]) -> None:
+        written, self._writing = self._writing, None
+        if (error := appending.exception()) is not None:
+            # Sent all the same: only a crash in the next moments could lose it. A closed file is a ValueError.
+            log.error("the outbox %s cannot be written: %s", self._path, error)
+        if written is not None:
+            written.set_result(None)
+        if self._written is not None and self._due is None:
+            self._write()
 
     def _append(self, records: Iterable[_Record]) -> None:
         self._file.write(_lines(records))

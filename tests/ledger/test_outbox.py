@@ -189,6 +189,26 @@ async def test_entries_wait_for_others_only_so_long(make: Make, tmp_path: Path) 
     assert len(lines_of(tmp_path)) == 1
 
 
+async def test_a_disk_that_fails_holds_nobody_up_and_is_tried_again(
+    make: Make, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    failing = True
+
+    def sync(file: int) -> None:
+        if failing:
+            raise OSError("no space left")
+
+    outbox = make(sync=sync)
+    async with asyncio.timeout(20):
+        await written(outbox, "settle", "{s00}", "alice", "r1")
+        assert "cannot be written: no space left" in caplog.text
+        failing = False
+        caplog.clear()
+        await written(outbox, "settle", "{s00}", "alice", "r2")
+        assert caplog.text == ""
+    assert ids_of(outbox) == ["r1", "r2"]
+
+
 async def test_a_file_is_written_anew_with_what_waits_to_be_written(make: Make, tmp_path: Path) -> None:
     outbox = make(gather_s=3600, keep_s=0, compact_bytes=0)
     outbox.acknowledge(await written(outbox, "settle", "{s00}", "alice", "old"))
