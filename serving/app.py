@@ -74,7 +74,7 @@ class Service:
 def configured_books(settings: Settings) -> AbstractAsyncContextManager[Opened]:
     """The ledger and the books that the settings name."""
     times = {"lease_s": settings.lease_s, "extend_s": settings.extend_s}
-    return open_ledger(settings.redis_url, settings.data_dir, **times)
+    return open_ledger(settings.redis_url, settings.data_dir, **times, away_requests=settings.away_requests)
 
 
 def build(
@@ -98,7 +98,7 @@ def build(
     def tasks(ledger: Ledger) -> Tasks:
         return Tasks(task_models, engines, ledger, admission)
 
-    backing = Backing(partial(open_books, settings), pipeline, tasks, plans, pepper, key)
+    backing = Backing(partial(open_books, settings), pipeline, tasks, plans, pepper, key, away_s=_away_s(settings))
     telemetry.SETTLES_WAITING.set_function(lambda: backing.settles_waiting)
 
     def loader(model: ModelSettings) -> Loader:
@@ -127,6 +127,11 @@ def build(
         mount_admin(app, settings.admin_key, partial(_admin, backing, plans), stock.known, settings.write_timeout_s)
     _allow_origins(app, settings.cors_origins)
     return Service(app, engines, admission, backing, key.text if key else None)
+
+
+def _away_s(settings: Settings) -> float:
+    """How long callers may be let in whom the books told of. While these are away nobody hears of a revoked key."""
+    return 300.0 if settings.away_requests else 0.0
 
 
 def _allow_origins(app: FastAPI, origins: tuple[str, ...]) -> None:

@@ -40,7 +40,8 @@ class ConfiguredKey:
 
 
 class Backing:
-    """What stands behind the endpoints. `opening` opens a store's two sides, and closes them."""
+    """What stands behind the endpoints. `opening` opens a store's two sides, and closes them; `away_s`: see
+    `Keyring`."""
 
     def __init__(
         self,
@@ -50,6 +51,8 @@ class Backing:
         plans: Mapping[str, Plan],
         pepper: bytes,
         key: ConfiguredKey | None,
+        *,
+        away_s: float = 0.0,
     ) -> None:
         self._opening = opening
         self._pipeline_of = pipeline_of
@@ -57,6 +60,7 @@ class Backing:
         self._plans = plans
         self._pepper = pepper
         self._key = key
+        self._away_s = away_s
         self._backend: Backend | None = None
         self._task: asyncio.Task[None] | None = None
         self._closing = asyncio.Event()
@@ -125,9 +129,8 @@ class Backing:
 
     async def _stay_open(self, opened: Opened) -> None:
         store = opened.store
-        keys = Keyring(
-            opened.books, self._plans, self._pepper, publish=partial(store.publish, CHANGES) if store else nobody
-        )
+        publish = partial(store.publish, CHANGES) if store else nobody
+        keys = Keyring(opened.books, self._plans, self._pepper, publish=publish, away_s=self._away_s)
         if self._key is not None:
             with contextlib.suppress(Overloaded):  # it is done when the key is first used
                 await keys.adopt(self._key.text, self._key.account, self._key.plan)

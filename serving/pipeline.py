@@ -262,6 +262,8 @@ async def reserve(ledger: Ledger, caller: Caller, request_id: str, model: str, p
         telemetry.REFUSALS.labels(refusal.code).inc()
         raise
     telemetry.HOLDS.inc()
+    if not hold.recorded:
+        telemetry.UNRECORDED.inc()
     return hold
 
 

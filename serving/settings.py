@@ -101,6 +101,13 @@ class Settings:
     admin_key: str | None = field(default=None, metadata={"doc": "Key of `/admin/v1`, which is off without one."})
     lease_s: float = field(default=30.0, metadata={"doc": "A hold that nobody noted for so long is settled."})
     extend_s: float = field(default=5.0, metadata={"doc": "How often the ledger is told how far requests are."})
+    away_requests: int = field(
+        default=0,
+        metadata={
+            "doc": "How many requests may run at once in this process that began while the credit store did not "
+            "answer, of callers it knows whose plans are not metered and whose keys have no cap; none by default."
+        },
+    )
     cors_origins: tuple[str, ...] = field(
         default=(), metadata={"doc": "Origins that browsers may call from (`*` for any); none by default."}
     )
@@ -268,6 +275,8 @@ def _check(settings: Settings) -> None:
         raise SettingsError("port must be between 1 and 65535.")
     if settings.log_format not in ("text", "json"):
         raise SettingsError("log_format must be `text` or `json`.")
+    if settings.away_requests < 0:
+        raise SettingsError("away_requests must be 0 or more.")
     positive = (
         "max_body_bytes",
         "max_form_bytes",

@@ -46,6 +46,9 @@ TOKENS = Counter(
 UNITS = Counter("serving_task_units", "Units charged of tasks: tokens, seconds of audio, or images", ["model"])
 MICROCREDITS = Counter("serving_charged_microcredits", "What callers were charged", ["model"])
 HOLDS = Counter("serving_holds", "Requests whose worst case the ledger reserved")
+UNRECORDED = Counter(
+    "serving_holds_unrecorded", "Requests let in while the credit store did not answer: it hears of them when they end"
+)
 REFUSALS = Counter("serving_hold_refusals", "Requests that the ledger refused, by error code", ["code"])
 SETTLES = Counter(
     "serving_settles",

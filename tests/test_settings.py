@@ -36,6 +36,7 @@ def test_a_whole_file(tmp_path: Path) -> None:
         admin_key = "a"
         lease_s = 9
         extend_s = 3
+        away_requests = 4
         cors_origins = ["https://a", "https://b"]
         default_model = "n"
         models_dir = "/"

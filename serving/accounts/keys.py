@@ -6,7 +6,8 @@ compared in constant time, so the time an answer takes tells nothing of the keys
 tag of its account, which says where to look.
 
 A change made anywhere is seen by every process within a second: what was read is used for at most so long, and
-dropped at once when a message tells of the change.
+dropped at once when a message tells of the change. Books that cannot be read open nothing, unless this process is told
+to let in callers it knows (`away_s`).
 """
 
 import asyncio
@@ -26,7 +27,7 @@ from typing import TypeAlias, TypeVar
 
 from serving.accounts.plans import plan_of
 from serving.core import Caller, Plan
-from serving.errors import Conflict, Forbidden, ServingError, Unauthenticated
+from serving.errors import Conflict, Forbidden, Overloaded, ServingError, Unauthenticated
 from serving.ledger import refusals
 from serving.ledger.base import Account, Books, Key, Publish, account_tag
 
@@ -69,10 +70,11 @@ class Recent(dict[str, V]):
 
 @dataclass(frozen=True, slots=True)
 class _Answer:
-    """What the books said of a digest, asked at `asked_s`."""
+    """What the books said of a digest, asked at `asked_s`. `era`: how often all was to be read again before that."""
 
     found: Found | None
     asked_s: float
+    era: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +88,8 @@ class _Watched:
 class Keyring:
     """The keys of `books`, as this process knows them.
 
-    `publish` tells all processes a message for `forget`. `clock` is monotonic, in seconds; `now_ms` is the Unix time
+    `publish` tells all processes a message for `forget`. `away_s`: for how long what the books said last of a caller
+    who is not metered counts while they cannot be read. `clock` is monotonic, in seconds; `now_ms` is the Unix time
     that expiries are compared with (a hold compares again, by the store's clock).
     """
 
@@ -97,6 +100,7 @@ class Keyring:
         pepper: bytes,
         *,
         publish: Publish = nobody,
+        away_s: float = 0.0,
         clock: Callable[[], float] = time.monotonic,
         now_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000,
     ) -> None:
@@ -104,6 +108,7 @@ class Keyring:
         self._plans = plans
         self._pepper = pepper
         self._publish = publish
+        self._away_s = away_s
         self._clock = clock
         self._now_ms = now_ms
         self._own: dict[str, tuple[Key, str]] = {}
@@ -112,7 +117,7 @@ class Keyring:
         self._misses: Recent[_Answer] = Recent(_MOST_MISSES)
         self._digests: Recent[str] = Recent(_MOST_HITS)
         self._reading: dict[str, asyncio.Task[Found | None]] = {}
-        self._changes = 0
+        self._changes = self._era = 0
         self._watched: dict[str, _Watched] = {}
         self._news = asyncio.Event()
 
@@ -128,15 +133,27 @@ class Keyring:
         digest = self._digest(text)
         own = self._own.get(_OWN + digest)
         if own is not None:
-            return self._caller(await self._find(account_tag(own[0].account), own[0].digest))
+            return await self._known(account_tag(own[0].account), own[0].digest)
         match = _TEXT.fullmatch(text)
-        return self._caller(await self._find(match[1], digest) if match else None)
+        return await self._known(match[1], digest) if match else self._caller(None)
 
     async def fresh(self, caller: Caller) -> Caller:
         """The same caller as the books know it now: for when the ledger says that its plan changed. Raises as
         `authenticate` does."""
         digest = await self._digest_of(caller.account, caller.key_id)
         return self._caller(await self._read(account_tag(caller.account), digest) if digest else None)
+
+    async def _known(self, tag: str, digest: str) -> Caller:
+        try:
+            return self._caller(await self._find(tag, digest))
+        except Overloaded:
+            answer = self._hits.get(digest)
+            if answer is None or self._clock() - answer.asked_s >= self._away_s:
+                raise
+            caller = self._caller(answer.found)
+            if caller.metered:
+                raise
+            return caller
 
     def _caller(self, found: Found | None) -> Caller:
         key, account = self._usable(found)
@@ -145,7 +162,8 @@ class Keyring:
             raise Forbidden("The plan of this account is not known to this server. Ask whoever runs it.")
         if not plan.api:
             raise Forbidden(f"The plan {plan.id} does not include the API. Choose another plan.")
-        return Caller(account.id, key.id, plan, None if key.models is None else frozenset(key.models))
+        models = None if key.models is None else frozenset(key.models)
+        return Caller(account.id, key.id, plan, models, capped=key.cap is not None)
 
     def _usable(self, found: Found | None) -> Found:
         """A key that may still be used, and its account. Raises Unauthenticated, Forbidden."""
@@ -167,7 +185,7 @@ class Keyring:
         """The key with this digest, as the books said within the last `within_s`. Those who ask at once share a
         reading, which goes on when one of them leaves."""
         answer = self._hits.get(digest) or self._misses.get(digest)
-        if answer is not None and self._clock() - answer.asked_s < within_s:
+        if answer is not None and answer.era == self._era and self._clock() - answer.asked_s < within_s:
             return answer.found
         reading = self._reading.get(digest)
         if reading is None:
@@ -192,7 +210,7 @@ class Keyring:
             log.error("account %s has the plan %s, which this process does not know", found[1].id, found[1].plan)
         # What was asked before a change may tell of the time before it.
         if changes == self._changes:
-            self._remember(digest, _Answer(found, asked_s))
+            self._remember(digest, _Answer(found, asked_s, self._era))
         return found
 
     def _remember(self, digest: str, answer: _Answer) -> None:
@@ -283,8 +301,7 @@ class Keyring:
         else:
             affected = not message
         if not message:
-            self._hits.clear()
-            self._misses.clear()
+            self._era += 1
         if affected:
             self._news.set()
 

@@ -32,12 +32,18 @@ class Plan:
 @dataclass(frozen=True, slots=True)
 class Caller:
     """Who is authenticated. `key_id` names the key in logs and listings; it is not the key. `models` None: the key
-    itself allows whatever the plan does."""
+    itself allows whatever the plan does. `capped`: the key has a cap of its own."""
 
     account: str
     key_id: str
     plan: Plan = Plan()
     models: frozenset[str] | None = None
+    capped: bool = False
+
+    @property
+    def metered(self) -> bool:
+        """Whether what may be spent hangs on what was spent before."""
+        return self.plan.metered or self.capped
 
     def may_use(self, model: str) -> bool:
         return all(allowed is None or model in allowed for allowed in (self.models, self.plan.models))
@@ -83,7 +89,8 @@ class Hold:
     """Credit reserved before work.
 
     `bound` is the most the request may cost, in microcredits, and `usage` the most it may use for it. `amount` is what
-    the account's credit was lowered by meanwhile: `bound`, or 0 on a plan that is not metered.
+    the account's credit was lowered by meanwhile: `bound`, or 0 on a plan that is not metered. `recorded` False: the
+    store did not answer, and hears of the request when it is settled.
     """
 
     request_id: str
@@ -96,6 +103,7 @@ class Hold:
     amount: int
     requests: Rate | None = None
     tokens: Rate | None = None
+    recorded: bool = True
 
 
 @dataclass(frozen=True, slots=True)

@@ -157,7 +157,7 @@ class Ledger(Protocol):
 
         Raises Conflict (the id was used for something else), Unauthenticated (the key was revoked or expired),
         Forbidden (the account is suspended), RateLimited, InsufficientCredit (not even the prompt and one token can be
-        paid), Overloaded (the store is away).
+        paid), Overloaded (the store is away; a ledger may be set to let in who is not metered all the same).
         """
         ...
 

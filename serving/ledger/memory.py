@@ -16,7 +16,7 @@ from serving.ledger.base import MINUTE_US, Account, AccountState, DayUsage, Gran
 from serving.ledger.credit import Credit
 from serving.ledger.grants import Share, affordable
 
-End = Literal["settled", "released", "reaped"]
+End = Literal["settled", "released", "reaped", "lost"]
 
 
 class _Asked(NamedTuple):
@@ -120,7 +120,7 @@ class MemoryLedger:
         request = self._find(hold.account, hold.request_id, now_us) or self._lost(hold)
         if request is not None and request.end is None:
             self._charge(request, usage, reason, "settled", now_us)
-        elif request is not None and request.end == "reaped":
+        elif request is not None and request.end in ("reaped", "lost"):
             self._correct(request, usage, reason, now_us)
         if request is None or request.receipt is None:
             return Receipt(hold.request_id, Usage(), 0)
@@ -162,10 +162,10 @@ class MemoryLedger:
         return self._open.get((account, request_id)) or self._ended.get((account, request_id))
 
     def _lost(self, hold: Hold) -> _Request | None:
-        """What is settled but was never held here: as if it had been reaped when nothing was used."""
+        """What is settled but was never held here: charged as if it had been reaped when nothing was used."""
         if hold.account not in self._accounts or hold.key_id not in self._keys:
             return None
-        return _Request(hold, None, end="reaped", receipt=Receipt(hold.request_id, Usage(), 0))
+        return _Request(hold, None, end="lost", receipt=Receipt(hold.request_id, Usage(), 0))
 
     def _admitted(self, caller: Caller) -> _Account:
         account = self._accounts.get(caller.account)
@@ -228,7 +228,8 @@ class MemoryLedger:
             account.row = replace(account.row, used=account.row.used + difference)
             self._keys[key.id] = replace(key, used=key.used + difference)
             more = _minus(usage, reaped.usage)
-            account.credit.post(_posting("correction", hold, difference, more, reason, now_us))
+            kind: Literal["charge", "correction"] = "charge" if request.end == "lost" else "correction"
+            account.credit.post(_posting(kind, hold, difference, more, reason, now_us))
         request.receipt = Receipt(hold.request_id, usage, reaped.cost + difference)
         self._remember(request, "settled", now_us)
 

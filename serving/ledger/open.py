@@ -35,9 +35,10 @@ class Opened:
 
 @asynccontextmanager
 async def open_ledger(
-    url: str | None, data_dir: Path, *, lease_s: float = 30.0, extend_s: float = 5.0
+    url: str | None, data_dir: Path, *, lease_s: float = 30.0, extend_s: float = 5.0, away_requests: int = 0
 ) -> AsyncIterator[Opened]:
-    """What a server needs: the store at `url`, by default a redis-server of our own in `data_dir`, and its outbox."""
+    """What a server needs: the store at `url`, by default a redis-server of our own in `data_dir`, and its outbox. The
+    rest as `RedisLedger`'s."""
     async with _open_store(url, data_dir) as store:
         if store is None:
             log.warning("No redis-server was found: keys and credits are kept in memory, and LOST when this ends.")
@@ -49,7 +50,13 @@ async def open_ledger(
             await tried.wait()
             for problem in await store.problems():
                 log.warning("%s", problem)
-            ledger = RedisLedger(store, Outbox(data_dir / "outbox"), lease_s=lease_s, extend_s=extend_s)
+            ledger = RedisLedger(
+                store,
+                Outbox(data_dir / "outbox"),
+                lease_s=lease_s,
+                extend_s=extend_s,
+                away_requests=away_requests,
+            )
             ledger.start()
             try:
                 yield Opened(ledger, RedisBooks(store), store)

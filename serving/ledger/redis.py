@@ -2,8 +2,9 @@
 
 Ordinarily a request costs two round trips, hold and settle; those of concurrent requests travel together (`store.py`).
 How far requests are is told every few seconds, by one command for each slot with running requests. Settles and
-releases go through the outbox, so a store that is away delays them and loses none. What each script does exactly is
-written in `lua/`; `memory.py` is its readable twin, and the same laws are tested over both.
+releases go through the outbox, so a store that is away delays them and loses none. Meanwhile nothing begins, or what is
+not metered, so many at once (`away_requests`): the store hears of that when it is settled. What each script does
+exactly is written in `lua/`; `memory.py` is its readable twin, and the same laws are tested over both.
 """
 
 import asyncio
@@ -43,7 +44,8 @@ class _Open:
 
 
 class RedisLedger:
-    """The `base.Ledger` of this process. `clock`, in microseconds, replaces the store's own in tests that move time."""
+    """The `base.Ledger` of this process. `away_requests`: how many requests may run at once that began while the store
+    did not answer. `clock`, in microseconds, replaces the store's own in tests that move time."""
 
     def __init__(
         self,
@@ -52,15 +54,18 @@ class RedisLedger:
         *,
         lease_s: float = 30.0,
         extend_s: float = 5.0,
+        away_requests: int = 0,
         clock: Callable[[], int] | None = None,
     ) -> None:
         self._store = store
         self._outbox = outbox
         self._lease_us = str(round(lease_s * 1_000_000))
         self._extend_s = extend_s
+        self._away_requests = away_requests
         self._clock = clock
         self._open: dict[str, _Open] = {}
         self._on_their_way: set[int] = set()
+        self._charged_without = 0
         self._always_working: list[asyncio.Task[None]] = []
         self._releasing: set[asyncio.Task[None]] = set()
         store.on_restart(self._resend_all)
@@ -103,13 +108,14 @@ class RedisLedger:
                 *(price.input_per_1k, price.cached_per_1k, price.output_per_1k),
                 *(self._lease_us, plan.id, *limits),
             )
-        except NeverSent:
-            raise
-        except (Overloaded, asyncio.CancelledError):
-            # The store may have acted, or may yet: what nobody uses must not be held until its lease is over.
-            releasing = asyncio.create_task(self._release(caller.account, request_id))
-            self._releasing.add(releasing)
-            releasing.add_done_callback(self._releasing.discard)
+        except (Overloaded, asyncio.CancelledError) as error:
+            if isinstance(error, Overloaded) and self._may_begin_without(caller):
+                return self._begun(_unrecorded(caller, request_id, model, price, worst_case))
+            if not isinstance(error, NeverSent):
+                # The store may have acted, or may yet: what nobody uses must not be held until its lease is over.
+                releasing = asyncio.create_task(self._release(caller.account, request_id))
+                self._releasing.add(releasing)
+                releasing.add_done_callback(self._releasing.discard)
             raise
         if code != "ok":
             raise _refusal(code, rest, plan)
@@ -120,8 +126,23 @@ class RedisLedger:
             Usage(worst_case.prompt_tokens, 0, completion),
             *(bound, amount, *_rates(plan, requests_at, tokens_at, now)),
         )
+        return self._begun(hold)
+
+    def _begun(self, hold: Hold) -> Hold:
         self._open[_name_of(hold)] = _Open(hold)
         return hold
+
+    def _may_begin_without(self, caller: Caller) -> bool:
+        """Whether a request of this caller may begin though the store does not answer. Raises RateLimited."""
+        if caller.metered or not self._away_requests:
+            return False
+        running = [known.hold for known in self._open.values()]
+        if sum(not hold.recorded for hold in running) >= self._away_requests:
+            return False
+        most = caller.plan.max_concurrent
+        if most is not None and sum(hold.account == caller.account for hold in running) >= most:
+            raise refusals.too_many_at_once(most)
+        return True
 
     def note(self, hold: Hold, usage: Usage) -> None:
         known = self._open.get(_name_of(hold))
@@ -192,7 +213,7 @@ class RedisLedger:
         if answer[0] == "no account":
             log.error("request %s was settled for an account that is not in the store", entry.arguments[1])
         elif answer[0] == "lost":
-            log.warning("the store had lost the hold of request %s: it was charged without", entry.arguments[1])
+            self._charged_without += 1
         return answer
 
     async def _release(self, account: str, request_id: str) -> None:
@@ -217,6 +238,9 @@ class RedisLedger:
                 if isinstance(sent, BaseException):
                     # One that cannot be carried out must not keep the others back.
                     log.error("request %s cannot be settled, and waits: %s", entry.arguments[1], sent)
+        if self._charged_without:
+            log.warning("the store had no hold of %d requests: they were charged without", self._charged_without)
+            self._charged_without = 0
 
     def _resend_all(self) -> None:
         """A store that was started anew, or another one in its place, may lack what the former one acknowledged."""
@@ -232,6 +256,13 @@ async def _always(period_s: float, work: Callable[[], Awaitable[None]]) -> None:
             continue  # the store tells its own absence
         except Exception:
             log.exception("the ledger's work beside requests failed, and goes on")
+
+
+def _unrecorded(caller: Caller, request_id: str, model: str, price: Price, worst_case: Usage) -> Hold:
+    """A hold of which the store does not know, or not surely."""
+    usage = Usage(worst_case.prompt_tokens, 0, worst_case.completion_tokens)
+    of = (request_id, caller.account, caller.key_id, model, price, usage)
+    return Hold(*of, bound=price.cost(usage), amount=0, recorded=False)
 
 
 def _name_of(hold: Hold) -> str:

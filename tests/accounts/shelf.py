@@ -65,9 +65,11 @@ class Radio:
             listener.forget(message)
 
 
-def process(shelf: Shelf, clock: Clock, radio: Radio, pepper: bytes = b"pepper") -> Keyring:
+def process(shelf: Shelf, clock: Clock, radio: Radio, pepper: bytes = b"pepper", *, away_s: float = 0.0) -> Keyring:
     """The keys of another process on the same books, which does not hear the radio until it is put on."""
-    return Keyring(shelf, PLANS, pepper, publish=radio.publish, clock=clock.monotonic, now_ms=clock.unix_ms)
+    return Keyring(
+        shelf, PLANS, pepper, publish=radio.publish, away_s=away_s, clock=clock.monotonic, now_ms=clock.unix_ms
+    )
 
 
 async def opens(keyring: Keyring, text: str) -> Caller:

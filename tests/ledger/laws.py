@@ -24,7 +24,7 @@ from serving.errors import (
     Unauthenticated,
 )
 from serving.ledger.base import Account, Grant, Key, month_of
-from tests.ledger.snapshots import Snapshot, check, check_step, told_apart
+from tests.ledger.snapshots import LOST, Snapshot, check, check_step, told_apart
 from tests.ledger.subjects import (
     ACCOUNTS,
     COUNTS,
@@ -371,7 +371,7 @@ class LedgerLaws(RuleBasedStateMachine):
 
     @rule(at=holds, usage=usages())
     def settle_what_the_store_lost(self, at: tuple[str, str], usage: Usage) -> None:
-        hold = replace(self.requests[at].hold, request_id=f"lost-{at[1]}")
+        hold = replace(self.requests[at].hold, request_id=f"{LOST}{at[1]}")
         receipt = self.do(lambda side: side.ledger.settle(hold, usage, "finish"), again=True)
         assert isinstance(receipt, Receipt)
         assert receipt.cost <= hold.bound

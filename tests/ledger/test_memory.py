@@ -189,13 +189,13 @@ async def test_a_late_settle_is_remembered_from_then_on() -> None:
     await shop.hold(ann, "late", completion=1)
 
 
-async def test_a_hold_that_was_lost_is_charged_as_if_reaped_at_nothing(shop: Shop) -> None:
+async def test_a_hold_that_was_lost_is_charged_once_as_far_as_the_credit_reaches(shop: Shop) -> None:
     ann = await shop.open("ann", BOUGHT, credit=15)
     lost = Hold("lost", "ann", ann.key_id, "m", EACH, Usage(10, 0, 10), 20, 20)
     receipt = Receipt("lost", Usage(10, 0, 10), 15)
     for _ in range(2):
         assert await shop.books.settle(lost, Usage(10, 0, 10), "finish") == receipt
-    assert await shop.posted() == [("grant", 15, 0), ("correction", -15, 15)]
+    assert await shop.posted() == [("grant", 15, 0), ("charge", -15, 15)]
     elsewhere = replace(lost, account="nobody")
     assert await shop.books.settle(elsewhere, Usage(10, 0, 10), "finish") == Receipt("lost", Usage(), 0)
 
