@@ -45,7 +45,7 @@ TOKENS = Counter(
 )
 UNITS = Counter("serving_task_units", "Units charged of tasks: tokens, seconds of audio, or images", ["model"])
 MICROCREDITS = Counter("serving_charged_microcredits", "What callers were charged", ["model"])
-HOLDS = Counter("serving_holds", "Requests whose worst case the ledger reserved")
+HOLDS = Counter("serving_holds", "Requests that the ledger let in")
 UNRECORDED = Counter(
     "serving_holds_unrecorded", "Requests let in while the credit store did not answer: it hears of them when they end"
 )

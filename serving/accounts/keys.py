@@ -70,7 +70,8 @@ class Recent(dict[str, V]):
 
 @dataclass(frozen=True, slots=True)
 class _Answer:
-    """What the books said of a digest, asked at `asked_s`. `era`: how often all was to be read again before that."""
+    """What the books said of a digest, asked at `asked_s`. `era`: how often an empty message had come by then; after
+    another one the answer may be old."""
 
     found: Found | None
     asked_s: float
@@ -211,6 +212,8 @@ class Keyring:
         # What was asked before a change may tell of the time before it.
         if changes == self._changes:
             self._remember(digest, _Answer(found, asked_s, self._era))
+        else:
+            self._hits.pop(digest, None)  # nor does what is older count any more
         return found
 
     def _remember(self, digest: str, answer: _Answer) -> None:

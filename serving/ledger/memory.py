@@ -224,12 +224,13 @@ class MemoryLedger:
             difference = account.credit.spend(difference, now_us // 1000)
         elif hold.amount:
             account.credit.give_back(request.shares, -difference, now_us // 1000)
-        if usage != reaped.usage:
+        lost = request.end == "lost"
+        if lost or usage != reaped.usage:
             account.row = replace(account.row, used=account.row.used + difference)
-            self._keys[key.id] = replace(key, used=key.used + difference)
+            last_used_ms = now_us // 1000 if lost else key.last_used_ms
+            self._keys[key.id] = replace(key, used=key.used + difference, last_used_ms=last_used_ms)
             more = _minus(usage, reaped.usage)
-            kind: Literal["charge", "correction"] = "charge" if request.end == "lost" else "correction"
-            account.credit.post(_posting(kind, hold, difference, more, reason, now_us))
+            account.credit.post(_posting("charge" if lost else "correction", hold, difference, more, reason, now_us))
         request.receipt = Receipt(hold.request_id, usage, reaped.cost + difference)
         self._remember(request, "settled", now_us)
 

@@ -14,10 +14,11 @@ import json
 import logging
 import os
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from io import FileIO
 from pathlib import Path
-from typing import TextIO, TypeAlias
+from typing import TypeAlias
 from uuid import uuid4
 
 log = logging.getLogger(__name__)
@@ -73,10 +74,13 @@ class Outbox:
         self._done: dict[int, Entry] = {}
         self._next = 0
         self._unwritten: list[_Record] = []
-        # What is told when the next records, and those that are being written, are on the disk.
-        self._written: asyncio.Future[None] | None = None
-        self._writing: asyncio.Future[None] | None = None
         self._due: asyncio.TimerHandle | None = None
+        self._written: asyncio.Future[None] | None = None
+        """Done when what is unwritten is on the disk."""
+        self._writing: asyncio.Future[None] | None = None
+        """Done when what is being written is; None when nothing is."""
+        self._torn = False
+        """What the file lacks since a write failed is written by the next `compact`."""
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._path = folder / f"{uuid4().hex}.jsonl"
         self._file = self._new_file()
@@ -108,7 +112,8 @@ class Outbox:
     async def on_disk(self, entry: Entry) -> None:
         """Have an entry that was added here written now, and wait until it is on the disk."""
         if entry.written is not None and not entry.written.done():
-            self._hurry()
+            if entry.written is self._written:
+                self._hurry()
             await asyncio.shield(entry.written)
 
     def acknowledge(self, entry: Entry) -> None:
@@ -121,15 +126,18 @@ class Outbox:
 
     def compact(self) -> None:
         """Drop what is acknowledged and kept long enough, note the acknowledgements, and write the file anew when it
-        has doubled."""
+        has doubled, or lacks something."""
         until = time.time() - self._keep_s
         for number, entry in list(self._done.items()):
             if entry.done_at is None or entry.done_at >= until:
                 break  # they are in the order of their acknowledgement
             del self._done[number]
         most = max(self._compact_bytes, 2 * self._bytes_written_anew)
-        if self._writing is None and os.fstat(self._file.fileno()).st_size > most:
-            self._rewrite()
+        if self._writing is None and (self._torn or os.fstat(self._file.fileno()).st_size > most):
+            try:
+                self._rewrite()
+            except OSError as error:
+                log.error("the outbox %s cannot be written anew: %s", self._path, error)
         if self._unwritten:
             self._begin_writing()
 
@@ -138,7 +146,7 @@ class Outbox:
         if self._file.closed:
             return
         self.compact()
-        if (last := self._written or self._writing) is not None:
+        while (last := self._written or self._writing) is not None:
             self._hurry()
             await asyncio.shield(last)
         if not self._waiting and not self._done:
@@ -171,21 +179,27 @@ class Outbox:
             return  # what waits follows at once
         records, self._unwritten = self._unwritten, []
         self._writing, self._written = self._written, None
-        asyncio.get_running_loop().run_in_executor(None, self._append, records).add_done_callback(self._has_written)
+        loop = asyncio.get_running_loop()
+        try:
+            appending = loop.run_in_executor(None, self._append, records)
+        except RuntimeError as error:  # there is no thread to be had
+            appending = loop.create_future()
+            appending.set_exception(error)
+        appending.add_done_callback(self._has_written)
 
     def _has_written(self, appending: asyncio.Future[None]) -> None:
         written, self._writing = self._writing, None
         if (error := appending.exception()) is not None:
-            # Sent all the same: only a crash in the next moments could lose it. A closed file is a ValueError.
+            # Whoever waits goes on all the same: it is sent, and only a crash before `compact` could lose it.
             log.error("the outbox %s cannot be written: %s", self._path, error)
-        if written is not None:
-            written.set_result(None)
+            self._torn = True
+        assert written is not None
+        written.set_result(None)
         if self._written is not None and self._due is None:
             self._write()
 
     def _append(self, records: Iterable[_Record]) -> None:
-        self._file.write(_lines(records))
-        self._file.flush()
+        _write_all(self._file, ("\n" if self._torn else "") + _lines(records))
         self._sync(self._file.fileno())
 
     def _rewrite(self) -> None:
@@ -195,17 +209,21 @@ class Outbox:
         file = self._new_file(_lines((*(entry.record() for entry in entries), *noted)))
         self._bytes_written_anew = os.fstat(file.fileno()).st_size
         self._file.close()
-        self._file = file
+        self._file, self._torn = file, False
         self._unwritten = []
 
-    def _new_file(self, text: str = "") -> TextIO:
+    def _new_file(self, text: str = "") -> FileIO:
         """Put a file with `text` in our place. Nobody else finds it there before it is whole and locked."""
         scratch = self._path.with_suffix(".new")
         file = _open_locked(scratch)
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-        scratch.replace(self._path)
+        try:
+            _write_all(file, text)
+            os.fsync(file.fileno())
+            scratch.replace(self._path)
+        except OSError:
+            scratch.unlink(missing_ok=True)
+            file.close()
+            raise
         return file
 
     def _adopt(self) -> None:
@@ -219,33 +237,42 @@ class Outbox:
                 continue  # its process lives
             with file:
                 before = len(self._waiting)
-                for entry in _entries_of(file):
-                    self._take_over(entry)
-                self._file.flush()
+                _write_all(self._file, _lines(map(self._take_over, self._worth_it(_entries_of(file)))))
                 os.fsync(self._file.fileno())
                 # Another process that starts now may have done the same: what is sent twice counts once.
                 path.unlink(missing_ok=True)
             if taken := len(self._waiting) - before:
                 log.warning("%d settles of a process that ended are sent again", taken)
 
-    def _take_over(self, entry: Entry) -> None:
-        age_s = time.time() - entry.written_at
-        if entry.done_at is not None and age_s > self._keep_s:
-            return
-        if age_s > self._forget_s:
-            log.error("a settle of request %s is too old to be sent: the books lack it", entry.arguments[1])
-            return
-        taken = self._enter(entry.written_at, entry.script, entry.tag, entry.arguments)
-        self._file.write(_lines([taken.record()]))
+    def _worth_it(self, entries: Iterable[Entry]) -> Iterator[Entry]:
+        """Those of another process's that are to be sent again."""
+        for entry in entries:
+            age_s = time.time() - entry.written_at
+            if entry.done_at is not None and age_s > self._keep_s:
+                continue
+            if age_s > self._forget_s:
+                log.error("a settle of request %s is too old to be sent: the books lack it", entry.arguments[1])
+                continue
+            yield entry
+
+    def _take_over(self, entry: Entry) -> _Record:
+        return self._enter(entry.written_at, entry.script, entry.tag, entry.arguments).record()
 
 
 def _lines(records: Iterable[_Record]) -> str:
     return "".join(json.dumps(record) + "\n" for record in records)
 
 
-def _open_locked(path: Path) -> TextIO:
+def _write_all(file: FileIO, text: str) -> None:
+    """Nothing stays in a buffer. Raises OSError, when part of it may be written."""
+    left = memoryview(text.encode())
+    while left:
+        left = left[file.write(left) :]
+
+
+def _open_locked(path: Path) -> FileIO:
     """Open for appending, with a lock that ends with the process. Raises BlockingIOError when another one has it."""
-    file = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600), "a+", encoding="utf-8")
+    file = FileIO(os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600), "a+")
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -254,7 +281,7 @@ def _open_locked(path: Path) -> TextIO:
     return file
 
 
-def _entries_of(file: TextIO) -> list[Entry]:
+def _entries_of(file: FileIO) -> list[Entry]:
     """Whole entries of a file; `done_at` is set, to no exact time, for those that were acknowledged."""
     entries: dict[int, Entry] = {}
     file.seek(0)

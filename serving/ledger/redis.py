@@ -65,7 +65,7 @@ class RedisLedger:
         self._clock = clock
         self._open: dict[str, _Open] = {}
         self._on_their_way: set[int] = set()
-        self._charged_without = 0
+        self._without_hold: list[str] = []
         self._always_working: list[asyncio.Task[None]] = []
         self._releasing: set[asyncio.Task[None]] = set()
         store.on_restart(self._resend_all)
@@ -78,6 +78,7 @@ class RedisLedger:
 
     async def close(self, timeout_s: float = 5.0) -> None:
         """Wait until the store has acknowledged everything, at most `timeout_s`; the rest stays in the outbox."""
+        self._away_requests = 0
         await asyncio.gather(*self._releasing)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(timeout_s):
@@ -86,6 +87,7 @@ class RedisLedger:
                     await asyncio.sleep(0.05)
         if self._outbox.waiting:
             log.warning("%d settles wait in the outbox for the next start", self._outbox.waiting)
+        self._tell_without_hold()
         for task in self._always_working:
             task.cancel()
         await asyncio.gather(*self._always_working, return_exceptions=True)
@@ -133,16 +135,14 @@ class RedisLedger:
         return hold
 
     def _may_begin_without(self, caller: Caller) -> bool:
-        """Whether a request of this caller may begin though the store does not answer. Raises RateLimited."""
+        """Whether a request of this caller may begin though the store does not answer."""
         if caller.metered or not self._away_requests:
             return False
         running = [known.hold for known in self._open.values()]
         if sum(not hold.recorded for hold in running) >= self._away_requests:
             return False
         most = caller.plan.max_concurrent
-        if most is not None and sum(hold.account == caller.account for hold in running) >= most:
-            raise refusals.too_many_at_once(most)
-        return True
+        return most is None or sum(hold.account == caller.account for hold in running) < most
 
     def note(self, hold: Hold, usage: Usage) -> None:
         known = self._open.get(_name_of(hold))
@@ -213,7 +213,7 @@ class RedisLedger:
         if answer[0] == "no account":
             log.error("request %s was settled for an account that is not in the store", entry.arguments[1])
         elif answer[0] == "lost":
-            self._charged_without += 1
+            self._without_hold.append(entry.arguments[1])
         return answer
 
     async def _release(self, account: str, request_id: str) -> None:
@@ -238,9 +238,13 @@ class RedisLedger:
                 if isinstance(sent, BaseException):
                     # One that cannot be carried out must not keep the others back.
                     log.error("request %s cannot be settled, and waits: %s", entry.arguments[1], sent)
-        if self._charged_without:
-            log.warning("the store had no hold of %d requests: they were charged without", self._charged_without)
-            self._charged_without = 0
+        self._tell_without_hold()
+
+    def _tell_without_hold(self) -> None:
+        if self._without_hold:
+            known = (len(self._without_hold), self._without_hold[0])
+            log.warning("the store had no hold of %d requests, %s the first: they were charged without", *known)
+            self._without_hold.clear()
 
     def _resend_all(self) -> None:
         """A store that was started anew, or another one in its place, may lack what the former one acknowledged."""

@@ -1,11 +1,14 @@
 """Books that cannot be read: who is known and not metered may be let in, for as long as this process is told."""
 
+import asyncio
+
 import pytest
 
 from serving.accounts.keys import Keyring
 from serving.core import Caller
 from serving.errors import Overloaded, Unauthenticated
 from tests.accounts.shelf import PLANS, Clock, Radio, Shelf, opens, process, refusal
+from tests.service import until
 
 AWAY_S = 60.0
 
@@ -80,6 +83,25 @@ async def test_messages_that_may_have_been_missed_change_nothing(keyring: Keyrin
     shelf.away = False
     await shelf.revoke_key("bob", (await shelf.keys("bob"))[0].id)
     assert isinstance(await refusal(keyring, text), Unauthenticated), "the books are read as soon as they can be"
+
+
+@pytest.mark.parametrize("message", ["", "account:another"])
+async def test_what_the_books_said_last_counts_even_when_it_is_not_remembered(
+    keyring: Keyring, shelf: Shelf, clock: Clock, message: str
+) -> None:
+    """A message came while they were read: what they said may be older than that, and what they had said before is."""
+    text = await known(keyring, shelf)
+    await shelf.revoke_key("bob", (await shelf.keys("bob"))[0].id)
+    clock.now_s += 1.0
+    shelf.door.clear()
+    searches = shelf.searches
+    asking = asyncio.create_task(refusal(keyring, text))
+    await until(lambda: shelf.searches > searches)
+    keyring.forget(message)
+    shelf.door.set()
+    assert isinstance(await asking, Unauthenticated)
+    shelf.away = True
+    assert isinstance(await refusal(keyring, text), Overloaded)
 
 
 async def test_a_key_expires_all_the_same(keyring: Keyring, shelf: Shelf, clock: Clock) -> None:

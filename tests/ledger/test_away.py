@@ -3,7 +3,7 @@ when it is back."""
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from loadtests.ledger_chaos import PLENTY
 from loadtests.ledger_world import ACCOUNT, world
 from serving import telemetry
 from serving.core import Caller, Hold, Plan, Price, Receipt, Usage
-from serving.errors import Overloaded, RateLimited
+from serving.errors import Overloaded
 from serving.ledger.base import DayUsage
 from serving.ledger.books import RedisBooks
 from serving.ledger.outbox import Outbox
@@ -34,13 +34,14 @@ MOST = 3
 @asynccontextmanager
 async def opened(server: RedisServer, folder: Path) -> AsyncIterator[tuple[RedisLedger, RedisBooks]]:
     """A ledger that may let in `MOST`, and the books with one account."""
-    store = await Store.open(server.url, timeout_s=0.3)
-    ledger, books = RedisLedger(store, Outbox(folder / "outbox"), away_requests=MOST), RedisBooks(store)
-    await books.open_account("alice", "open")
-    await books.add_key(KEY)
-    yield ledger, books
-    await ledger.close()
-    await store.aclose()
+    async with AsyncExitStack() as stack:
+        store = await Store.open(server.url, timeout_s=0.3)
+        stack.push_async_callback(store.aclose)
+        ledger, books = RedisLedger(store, Outbox(folder / "outbox"), away_requests=MOST), RedisBooks(store)
+        stack.push_async_callback(ledger.close)
+        await books.open_account("alice", "open")
+        await books.add_key(KEY)
+        yield ledger, books
 
 
 async def begin(ledger: RedisLedger, request_id: str, caller: Caller = OPEN) -> Hold:
@@ -128,11 +129,32 @@ async def test_an_account_has_no_more_at_once_than_its_plan_allows(redis_server:
         recorded = await begin(ledger, "before", narrow)
         redis_server.kill()
         await begin(ledger, "r", narrow)
-        with pytest.raises(RateLimited):
+        with pytest.raises(Overloaded):
             await begin(ledger, "third", narrow)
         assert not (await begin(ledger, "another's", replace(narrow, account="bob"))).recorded
         await ledger.settle(recorded, ASKED, "finish")
         redis_server.start()
+
+
+async def test_a_hold_that_was_not_begun_is_given_back(redis_server: RedisServer, tmp_path: Path) -> None:
+    """The store hangs, knows nothing of the other request of the account, and carries out the hold that nobody runs."""
+    narrow = replace(OPEN, plan=Plan("open", max_concurrent=1))
+    async with opened(redis_server, tmp_path) as (ledger, books):
+        redis_server.kill()
+        running = await begin(ledger, "runs", narrow)
+        redis_server.start()
+        await until(lambda: books.account("alice"))
+        await ledger.release(await begin(ledger, "so that the store knows the script", narrow))
+        redis_server.pause()
+        with pytest.raises(Overloaded):
+            await begin(ledger, "does not", narrow)
+        redis_server.resume()
+        await ledger.settle(running, ASKED, "finish")
+        await delivered(ledger)
+        account = await books.account("alice")
+        assert account is not None
+        assert (account.held, account.running) == (0, 0)
+        assert [one.request_id async for one in books.postings("alice")] == ["runs"]
 
 
 @pytest.mark.parametrize(

@@ -3,11 +3,15 @@
 import asyncio
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +62,10 @@ async def written(outbox: Outbox, *operation: str) -> Entry:
 def lines_of(folder: Path) -> list[str]:
     (file,) = folder.glob("*.jsonl")
     return file.read_text().splitlines()
+
+
+def files_of(folder: Path) -> list[str]:
+    return [path.suffix for path in folder.iterdir()]
 
 
 def killed_process(folder: Path) -> None:
@@ -207,6 +215,88 @@ async def test_a_disk_that_fails_holds_nobody_up_and_is_tried_again(
         await written(outbox, "settle", "{s00}", "alice", "r2")
         assert caplog.text == ""
     assert ids_of(outbox) == ["r1", "r2"]
+
+
+@contextmanager
+def full_disk(folder: Path, bytes_left: int) -> Iterator[None]:
+    """No file of this process may grow beyond so much more than the one of `folder` has."""
+    (file,) = folder.glob("*.jsonl")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (file.stat().st_size + bytes_left, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+async def test_what_a_full_disk_did_not_take_is_on_it_when_there_is_room(make: Make, tmp_path: Path) -> None:
+    outbox = make()
+    await written(outbox, "settle", "{s00}", "alice", "before")
+    with full_disk(tmp_path, 100):
+        full = [outbox.add("settle", "{s00}", "alice", f"full{number}") for number in range(20)]
+        await asyncio.gather(*map(outbox.on_disk, full))
+        outbox.compact()
+    await written(outbox, "settle", "{s00}", "alice", "after")
+    assert json.loads(lines_of(tmp_path)[-1])[-1] == "after", "it is no part of a line that was cut short"
+    outbox.compact()
+    assert [json.loads(line)[-1] for line in lines_of(tmp_path)] == [
+        "before",
+        *(f"full{n}" for n in range(20)),
+        "after",
+    ]
+    assert files_of(tmp_path) == [".jsonl"]
+
+
+async def test_a_file_that_cannot_be_written_anew_stays(
+    make: Make, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    outbox = make(compact_bytes=0)
+    await written(outbox, "settle", "{s00}", "alice", "r1")
+    before = lines_of(tmp_path)
+    outbox.add("settle", "{s00}", "alice", "r2")
+    with full_disk(tmp_path, -1):
+        outbox.compact()
+    assert "cannot be written anew" in caplog.text
+    assert lines_of(tmp_path) == before
+    assert files_of(tmp_path) == [".jsonl"]
+    outbox.compact()
+    assert len(lines_of(tmp_path)) == 2
+
+
+async def test_what_is_added_while_it_closes_is_written(make: Make, tmp_path: Path) -> None:
+    syncing, go_on = asyncio.Event(), threading.Event()
+    loop = asyncio.get_running_loop()
+
+    def sync(file: int) -> None:
+        loop.call_soon_threadsafe(syncing.set)
+        go_on.wait()
+
+    outbox = make(sync=sync)
+    outbox.add("settle", "{s00}", "alice", "r1")
+    closing = asyncio.create_task(outbox.close())
+    await syncing.wait()
+    late = asyncio.create_task(written(outbox, "settle", "{s00}", "alice", "r2"))
+    await asyncio.sleep(0)
+    go_on.set()
+    async with asyncio.timeout(20):
+        await asyncio.gather(closing, late)
+    assert [json.loads(line)[-1] for line in lines_of(tmp_path)] == ["r1", "r2"]
+
+
+async def test_without_a_thread_to_write_nobody_waits_for_ever(make: Make, tmp_path: Path) -> None:
+    class NoThreads(ThreadPoolExecutor):
+        def submit(self, *arguments: Any, **options: Any) -> Any:  # noqa: ANN401  # of whatever it is asked
+            raise RuntimeError("can't start new thread")
+
+    loop = asyncio.get_running_loop()
+    loop.set_default_executor(NoThreads())
+    outbox = make()
+    async with asyncio.timeout(20):
+        await written(outbox, "settle", "{s00}", "alice", "r1")
+        loop.set_default_executor(ThreadPoolExecutor(1))
+        await written(outbox, "settle", "{s00}", "alice", "r2")
+    outbox.compact()
+    assert [json.loads(line)[-1] for line in lines_of(tmp_path) if line] == ["r1", "r2"]
 
 
 async def test_a_file_is_written_anew_with_what_waits_to_be_written(make: Make, tmp_path: Path) -> None:

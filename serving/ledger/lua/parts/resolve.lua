@@ -11,8 +11,9 @@ local function use_first(first, shares, taken)
 end
 
 -- Ends a hold as `ending`: settled, released or reaped. One that was reaped before gets a correction, the difference,
--- once; one that is lost is charged as if it had been reaped at nothing; one that was settled or released stays as it is. `found`: the records of the hold and, as far as they are read
--- already, of its account and of `found_key`. Returns the cost, and prompt, cached and completion tokens.
+-- once; one that is lost is charged as if it had been reaped at nothing; one that was settled or released stays as it
+-- is. `found`: the records of the hold and, as far as they are read already, of its account and of `found_key`. Returns
+-- the cost, and prompt, cached and completion tokens.
 local function resolve(name, found, found_key, ending, reason, prompt_now, cached_now, completion_now)
   local $hold = unpack(found[1])
   if status == 'settled' or status == 'released' then return cost, used_prompt, used_cached, used_completion end
@@ -57,10 +58,10 @@ local function resolve(name, found, found_key, ending, reason, prompt_now, cache
       credit.give_back(shares, -difference)
     end
     steady_until, given_plan, given_until, first = credit.fold()
-    if p ~= 0 or c ~= 0 or o ~= 0 then
+    local kind, requests = 'correction', 0
+    if status == 'lost' then kind, requests, key_last = 'charge', 1, NOW_MS end
+    if status == 'lost' or p ~= 0 or c ~= 0 or o ~= 0 then
       local moved = amount > 0 and difference or 0
-      local kind, requests = 'correction', 0
-      if status == 'lost' then kind, requests = 'charge', 1 end
       post(account, kind, -moved, '', request, key, model, difference, p, c, o, reason)
       tab = put_on_tab(account, key, tab, model, requests, p, c, o, difference)
       used, key_used = used + difference, key_used + difference
